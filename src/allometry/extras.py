@@ -1,0 +1,29 @@
+"""One sentence, instead of a traceback, for a room whose extra is not installed."""
+
+import importlib
+from types import ModuleType
+
+_INSTALLS = {
+    "train": "pip install 'allometry[train]'",
+    "hub": "pip install 'allometry[hub]'",
+    "logs": "pip install 'allometry[logs]'",
+    "postgres": "pip install 'allometry[postgres]'",
+}
+
+
+class MissingExtra(ImportError):
+    """A package that an optional part needs is not installed."""
+
+
+def need(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import ``module``, or say in one sentence which extra brings it.
+
+    >>> need("json", extra="train", purpose="reading settings").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtra(f"{purpose} needs {module}; install it with: {_INSTALLS[extra]}") from None
