@@ -1,0 +1,151 @@
+"""Checkpoints that survive a power cut: safetensors, written beside, synced, renamed; the one before is kept.
+
+A checkpoint is one file: named tensors, and a JSON note in the file's own header. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+_NOTE = "allometry"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, with the reason."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {path} ({error.strerror}); nothing was changed") from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and note of one checkpoint file, on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, cut short or not a checkpoint.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            note = json.loads((file.metadata() or {})[_NOTE])
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from None
+
+
+class Checkpointer:
+    """One run's checkpoints in one folder.
+
+    Parameters
+    ----------
+    directory : path
+        Made if it is missing.
+    every : float
+        Seconds between the checkpoints that :meth:`due` asks for. Time decides when a state is written,
+        never what is in it.
+    """
+
+    def __init__(self, directory: str | Path, *, every: float = 20.0) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.every = every
+        self._last = time.monotonic()
+        for left in self.directory.glob(".*.part"):  # of a process that died while it wrote
+            left.unlink(missing_ok=True)
+
+    def due(self) -> bool:
+        """Whether ``every`` seconds have passed since the last checkpoint."""
+        return time.monotonic() - self._last >= self.every
+
+    def path(self, name: str) -> Path:
+        """Where the checkpoint ``name`` lies."""
+        return self.directory / f"{name}.safetensors"
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> Path:
+        """Write a checkpoint; the one of this name so far becomes ``name.previous``."""
+        path = self.path(name)
+        # tied weights and views are written apart: safetensors refuses shared memory
+        apart = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        content = save(apart, metadata={_NOTE: json.dumps(note)})
+        if path.exists():
+            path.replace(self.path(f"{name}.previous"))
+        write_atomically(path, content)
+        self._last = time.monotonic()
+        return path
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest readable checkpoint of this name, or None where there is none.
+
+        Raises
+        ------
+        CheckpointError
+            If files are there and none can be read.
+        """
+        failure: CheckpointError | None = None
+        for candidate in (self.path(name), self.path(f"{name}.previous")):
+            if not candidate.exists():
+                continue
+            try:
+                return load(candidate)
+            except CheckpointError as error:
+                failure = failure or error
+        if failure is not None:
+            raise CheckpointError(f"{failure}; delete {self.directory} to train this run again")
+        return None
+
+    def remove(self, name: str) -> None:
+        """Delete the checkpoint ``name`` and the one before it."""
+        for path in (self.path(name), self.path(f"{name}.previous")):
+            path.unlink(missing_ok=True)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors ``"index.name"`` and a JSON note of everything else."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    other: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                other.setdefault(str(index), {})[name] = value
+    return tensors, {"groups": state["param_groups"], "other": other}
+
+
+def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Give an optimizer back what :func:`flatten_optimizer` took; tensors are copied."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in note["other"].items()}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value.clone()
+    groups = [
+        {key: tuple(value) if key == "betas" else value for key, value in group.items()} for group in note["groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
