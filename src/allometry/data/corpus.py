@@ -100,10 +100,11 @@ class Corpus:
             parts, self.split_rule = parts + held_out, "as given"
         parts.sort(key=lambda part: (part.name, part.split))
         if not parts:
-            reasons = f" ({len(self._skipped)} left out, the first because: {self._skipped[0][1]})"
+            reasons = [
+                f" ({len(self._skipped)} left out, the first: {reason})" for _, reason in self._skipped
+            ]
             raise ValueError(
-                f"the corpus holds no text{reasons if self._skipped else ''}; give at least one "
-                "document that is not empty"
+                f"the corpus holds no text{''.join(reasons[:1])}; give at least one document that is not empty"
             )
         for name in SPLITS:
             if not any(part.split == name for part in parts):

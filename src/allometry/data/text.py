@@ -28,7 +28,7 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from allometry.data.corpus import Corpus, Split
 from allometry.extras import need
@@ -51,6 +51,10 @@ _PLAIN = frozenset((
     ".zsh", ".ps1", ".bat", ".cmake", ".make", ".mk", ".proto", ".srt", ".vtt",
 ))  # fmt: skip
 _SNIFFED_BYTES = 8192
+
+# By what a file was named decides how much is taken on trust: all of a single file, the extension of those
+# that match a pattern, nothing of those in a folder.
+_Named = Literal["file", "pattern", "folder"]
 
 
 class StandardLibrary(Corpus):
@@ -93,12 +97,8 @@ class StandardLibrary(Corpus):
         excluded = (*_INSTALLED, *_TABLES_AND_BUILD, *_patterns(exclude))
         if not tests:
             excluded = (*excluded, *(f"*/{folder}" for folder in _TEST_FOLDERS), *_TEST_FOLDERS)
-        left_out = _matcher(excluded)
-        files = [
-            (name, path.read_bytes())
-            for name, path in _walk(root)
-            if name.endswith(".py") and not left_out(name)
-        ]
+        walk = _walk(root, _matcher(excluded))
+        files = [(name, path.read_bytes()) for name, path in walk if name.endswith(".py")]
         if not files:
             raise ValueError(
                 f"no source of the standard library under {root} (or all of it excluded); install Python's "
@@ -121,7 +121,8 @@ def read_text(
 
     A plain file is one document. Of ``.jsonl``, ``.ndjson`` and ``.parquet`` each row is one. Plain and JSON
     files may be gzipped (``.gz``). Folders are read recursively, hidden entries left out; files whose
-    extension does not promise text, and binary files, are skipped and listed in `Corpus.skipped`.
+    extension does not promise text are skipped there, and binary files in folders and patterns; both are
+    listed in `Corpus.skipped`.
 
     About 5 % is held out: whole documents, chosen by a hash of their names (a row's name is its file's and
     its number). With fewer than a hundred documents the last 5 % of each is held out instead, in one piece,
@@ -188,14 +189,19 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return matches
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+def _walk(root: Path, left_out: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
     """Files below a folder with their relative names, hidden entries and byte code left out."""
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name != "__pycache__")
+        inside = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if name[0] != "." and name != "__pycache__" and not left_out(inside + name)
+        )
         for name in sorted(names):
             path = Path(folder, name)
-            if name[0] != "." and path.is_file():
-                yield path.relative_to(root).as_posix(), path
+            if name[0] != "." and not left_out(inside + name) and path.is_file():
+                yield inside + name, path
 
 
 def _documents(
@@ -208,7 +214,7 @@ def _documents(
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise ValueError("no sources given; name at least one text file, folder or pattern")
-    found: dict[Path, tuple[Path, bool]] = {}  # by real path, so that a file named twice is read once
+    found: dict[Path, tuple[Path, _Named]] = {}  # by real path, so that a file named twice is read once
     bases = []
     for source in listed:
         base, paths, named = _resolve(source)
@@ -223,13 +229,13 @@ def _documents(
             yield from _read(path, name, text_field, named, skipped)
 
 
-def _resolve(source: str | Path) -> tuple[Path, list[Path], bool]:
-    """The folder that names are relative to, the files, and whether the user named them one by one."""
+def _resolve(source: str | Path) -> tuple[Path, list[Path], _Named]:
+    """The folder that names are relative to, the files, and by what they were named."""
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.is_dir():
-        return path, [file for _, file in _walk(path)], False
+        return path, [file for _, file in _walk(path, lambda name: False)], "folder"
     if path.is_file():
-        return path.parent, [path], True
+        return path.parent, [path], "file"
     if globbing.has_magic(str(source)):
         matches = [Path(match) for match in globbing.glob(str(path), recursive=True)]
         files = [match for match in matches if match.is_file()]
@@ -237,13 +243,13 @@ def _resolve(source: str | Path) -> tuple[Path, list[Path], bool]:
             fixed = path
             while globbing.has_magic(str(fixed)):
                 fixed = fixed.parent
-            return fixed, files, False
+            return fixed, files, "pattern"
         raise ValueError(f"no file matches the pattern {str(source)!r}")
     raise ValueError(f"there is no file or folder {str(source)!r}; check the path")
 
 
 def _read(
-    path: Path, name: str, text_field: str, named: bool, skipped: list[tuple[str, str]]
+    path: Path, name: str, text_field: str, named: _Named, skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[str, bytes | str]]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     zipped = suffixes[-1:] == [".gz"]
@@ -251,7 +257,7 @@ def _read(
     if kind == ".parquet" and not zipped:
         yield from _parquet_rows(path, name, text_field, skipped)
         return
-    if not named and kind not in _ROWS and kind not in _PLAIN:
+    if named == "folder" and kind not in _ROWS and kind not in _PLAIN:
         skipped.append((name, f"extension {kind or 'missing'}: not known as text"))
         return
     try:
@@ -259,7 +265,7 @@ def _read(
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error}); fetch or compress it again") from None
     if b"\0" in content[:_SNIFFED_BYTES]:
-        if named:
+        if named == "file":
             raise ValueError(f"{path} holds NUL bytes: binary, or not UTF-8; give UTF-8 text")
         skipped.append((name, "binary (holds NUL bytes)"))
     elif kind in _ROWS:
