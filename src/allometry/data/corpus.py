@@ -104,7 +104,7 @@ class Corpus:
                 f" ({len(self._skipped)} left out, the first: {reason})" for _, reason in self._skipped
             ]
             raise ValueError(
-                f"the corpus holds no text{''.join(reasons[:1])}; give at least one document that is not empty"
+                f"the corpus holds no text{''.join(reasons[:1])}; give a document that is not empty"
             )
         for name in SPLITS:
             if not any(part.split == name for part in parts):
