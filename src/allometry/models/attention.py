@@ -18,17 +18,21 @@ from torch import Tensor
 
 
 def rotation_table(positions: int, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each of shape (positions, head_size / 2), float32.
+    """Cosines and signed sines of the rotary angles, each of shape (positions, head_size), float32.
+
+    Dimension i is paired with i + head_size / 2. The sines of the first half carry the minus sign of the
+    rotation, so that :func:`rotary` is two products over contiguous memory.
 
     >>> cosine, sine = rotation_table(4, 8)
     >>> tuple(cosine.shape), bool(((cosine**2 + sine**2) - 1).abs().max() < 1e-6)
-    ((4, 4), True)
+    ((4, 8), True)
     """
     if head_size % 2:
-        raise ValueError(f"rotary positions turn pairs of numbers, so head_size must be even, got {head_size}")
+        raise ValueError(f"rotary positions turn pairs of numbers: head_size must be even, got {head_size}")
     frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
-    return angle.cos().float(), angle.sin().float()
+    cosine, sine = angle.cos(), angle.sin()
+    return torch.cat((cosine, cosine), dim=-1).float(), torch.cat((-sine, sine), dim=-1).float()
 
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -37,14 +41,14 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     Parameters
     ----------
     x : Tensor, shape (..., T, D)
-    cosine, sine : Tensor, shape (T, D / 2), or any shape that broadcasts against (..., T, D / 2)
+    cosine, sine : Tensor, shape (T, D)
+        From :func:`rotation_table`.
 
     >>> x = torch.ones(1, 2, 4)
     >>> bool(torch.allclose(rotary(x, *rotation_table(2, 4)).norm(dim=-1), x.norm(dim=-1)))
     True
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    return x * cosine + x.roll(x.shape[-1] // 2, dims=-1) * sine
 
 
 class KVCache:
@@ -81,6 +85,11 @@ class KVCache:
 
         ``length`` moves on only by :meth:`advance`, once every layer has written.
         """
+        if key.shape[:2] != self._memory.shape[2:4] or key.shape != value.shape:
+            raise ValueError(
+                f"the cache holds (batch, heads) {tuple(self._memory.shape[2:4])} and was given keys "
+                f"{tuple(key.shape)} and values {tuple(value.shape)}"
+            )
         end = self.length + key.shape[-2]
         if end > self.context:
             raise ValueError(f"the cache holds {self.context} positions and was asked for {end}")
@@ -115,6 +124,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, window: int | None =
     length, seen = query.shape[-2], key.shape[-2]
     if length > seen:
         raise ValueError(f"{length} queries cannot look back on {seen} keys")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 position, the query's own, got {window}")
+    if window is not None and window >= seen:
+        window = None  # it hides nothing, and without a mask the fast kernels apply
     if window is None and length == seen:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     if window is None and length == 1:
