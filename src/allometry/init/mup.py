@@ -33,11 +33,12 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from allometry.init.multiplier import DivideInput
 from allometry.init.widths import WidthInfo, is_affine, width_dims
 from allometry.optim.groups import Role
 
@@ -51,19 +52,6 @@ class _Record:
     """What `apply_` leaves on a model: the widths, so that `roles` need not be told them again."""
 
     widths: Mapping[str, WidthInfo]
-
-
-class _DivideInput:
-    """A forward pre-hook, picklable and copyable, that divides a module's input."""
-
-    def __init__(self, divisor: float) -> None:
-        self.divisor = divisor
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (args[0] / self.divisor, *args[1:]), kwargs
-        name, value = next(iter(kwargs.items()))
-        return args, {**kwargs, name: value / self.divisor}
 
 
 def apply_(
@@ -157,7 +145,7 @@ def apply_(
     for name, module in readouts.items():
         divisor = _input_growth(layers[name][1])
         if divisor != 1:  # at the base width even a division by one is left out
-            module.register_forward_pre_hook(_DivideInput(divisor), with_kwargs=True)
+            DivideInput(divisor).attach(module)
     for module, scaling in scalings:
         setattr(module, "scaling", scaling)  # noqa: B010 (a Module's attributes are untyped)
     setattr(model, _RECORD, _Record(widths))

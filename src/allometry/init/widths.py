@@ -150,16 +150,19 @@ def is_affine(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | _ConvNd) or _is_conv1d(module)
 
 
+def input_side(module: nn.Module) -> int:
+    """The dimension of an affine module's weight that is its fan-in."""
+    return 0 if _is_conv1d(module) or isinstance(module, _ConvTransposeNd) else 1
+
+
 def _sides(model: nn.Module) -> dict[int, list[tuple[str, int, int]]]:
     """For each weight whose layout is known, by id: (owner's kind, dimension of fan-out, of fan-in)."""
     sides: dict[int, list[tuple[str, int, int]]] = {}
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             entry = ("table", 1, 0)
-        elif _is_conv1d(module) or isinstance(module, _ConvTransposeNd):
-            entry = ("affine", 1, 0)
         elif is_affine(module):
-            entry = ("affine", 0, 1)
+            entry = ("affine", 1 - input_side(module), input_side(module))
         else:
             continue
         if isinstance(module.weight, Tensor):

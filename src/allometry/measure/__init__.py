@@ -1,6 +1,8 @@
 """Probes of a model: what it costs, and how its activations and updates grow with width."""
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,15 +33,20 @@ __all__ = [
 ]  # fmt: skip
 
 
+class _Room(ModuleType):
+    """Python binds a submodule to its package when it is loaded; `measure.complexity` stays the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        shadowed = isinstance(value, ModuleType) and _HOMES.get(name) == name
+        super().__setattr__(name, getattr(value, name) if shadowed else value)
+
+
+sys.modules[__name__].__class__ = _Room
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        # a name that is also its file's, such as `complexity`, must go on meaning the function once the
-        # import system has bound the submodule to it, hence the assignment
-        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = found
-        return found
-    if name in _HOMES.values():
-        return importlib.import_module(f"{__name__}.{name}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -85,8 +85,8 @@ class AdamWIndependent(torch.optim.AdamW):
         decay = float(param_group.get("weight_decay", self.defaults["weight_decay"]))
         if not 0 <= decay < 1:
             raise ValueError(
-                f"an independent weight_decay is the share of a weight that vanishes in one step, at least 0 and "
-                f"below 1; got {decay!r} (torch's decay times the peak rate is the figure wanted)"
+                "an independent weight_decay is the share of a weight that vanishes in one step, at least 0 "
+                f"and below 1; got {decay!r} (torch's decay times the peak rate is the figure wanted)"
             )
         peak = float(param_group.get("lr", self.defaults["lr"]))
         inner = decay / peak if peak > 0 else 0.0
