@@ -5,7 +5,8 @@
 #   make forecast TORCH_INDEX=https://download.pytorch.org/whl/cu126     a CUDA build of torch
 #   make forecast TORCH_INDEX=      torch from whatever index pip is set to
 #
-# Installing leaves a stamp in .venv, so that a second call is instant.
+# Installing leaves a stamp in .venv, so that a second call is instant; `make distclean` before another build of
+# torch.
 
 PYTHON ?= python3
 ARGS ?=
@@ -83,7 +84,7 @@ format: $(VENV)/test.stamp
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV)
