@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, width = x.shape
         # laid out (3, B, H, T, D) once; queries and keys take the same road, so they take it together
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4).contiguous()
+        qkv = (
+            self.qkv(x).view(batch, length, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4).contiguous()
+        )
         query_key, value = qkv[:2], qkv[2]
         if self.qk_norm is not None:
             query_key = rms_norm(query_key)
@@ -190,19 +192,33 @@ class GPT(nn.Module):
             self.norm = RMSNorm(config.width, eps=1e-6)
             self.head = nn.Linear(config.width, config.vocab_size, bias=config.bias)
         where = torch.get_default_device()
+        self.to_empty(device=where)
         if where.type != "meta":
-            self.to_empty(device=where)
             self._start(generator or torch.Generator(device="cpu").manual_seed(0))
-        if config.tie_embeddings:
+
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """As in torch; ties are tied again, and the rotary tables filled, which no state dict brings back."""
+        super().to_empty(device=device, recurse=recurse)
+        if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        cosine, sine = rotation_table(config.context, config.head_size, config.rotary_base)
-        self.register_buffer("cosine", cosine.to(where), persistent=False)
-        self.register_buffer("sine", sine.to(where), persistent=False)
+        self._tabulate(self.embedding.weight.device)
+        return self
+
+    def _tabulate(self, device: torch.device) -> None:
+        config = self.config
+        with torch.device("cpu"):
+            cosine, sine = rotation_table(config.context, config.head_size, config.rotary_base)
+        self.register_buffer("cosine", cosine.to(device), persistent=False)
+        self.register_buffer("sine", sine.to(device), persistent=False)
 
     @torch.no_grad()
     def _start(self, generator: torch.Generator) -> None:
         config = self.config
-        outputs = {f"blocks.{i}.{name}" for i in range(config.depth) for name in ("attention.out", "feed_forward.down")}
+        outputs = {
+            f"blocks.{i}.{name}"
+            for i in range(config.depth)
+            for name in ("attention.out", "feed_forward.down")
+        }
         if not config.tie_embeddings:
             outputs.add("head")
         for name, module in self.named_modules():
@@ -216,7 +232,7 @@ class GPT(nn.Module):
             elif isinstance(module, nn.Linear):
                 if config.zero_init_outputs and name in outputs:
                     module.weight.zero_()
-                else:
+                elif module.weight is not self.embedding.weight:  # a tied head starts as the embedding
                     _draw(module.weight, 1.0 / math.sqrt(module.in_features), generator)
                 if module.bias is not None:
                     module.bias.zero_()

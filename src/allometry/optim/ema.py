@@ -50,7 +50,8 @@ class AveragedWeights:
                 theirs.append(value.detach())
             else:
                 self.state[name].copy_(value)
-        torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+        if mine:
+            torch._foreach_lerp_(mine, theirs, 1.0 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""Schedules as scalar functions of (step, total): a multiplier of the peak, here for rates and for anything else.
+"""Schedules as scalar functions of (step, total): a multiplier of the peak, of rates or of anything else.
 
 Warm-up-stable-decay: Hu and others, 2024 (MiniCPM). arXiv:2404.06395; Hägele and others, 2024, whose decay
 branches off one trunk give every horizon for the price of little more than one. arXiv:2405.18392
@@ -72,7 +72,13 @@ def decay_start(total: int, decay: float) -> int:
 
 
 def wsd(
-    step: int, total: int, *, warmup: int = 0, decay: float = 0.25, floor: float = 0.0, shape: Shape = "linear"
+    step: int,
+    total: int,
+    *,
+    warmup: int = 0,
+    decay: float = 0.25,
+    floor: float = 0.0,
+    shape: Shape = "linear",
 ) -> float:
     """Warm-up, stable, decay over the last share ``decay`` of the run.
 
@@ -106,7 +112,9 @@ class WSD:
         """First step that is not shared with longer runs."""
         start = decay_start(total, self.decay)
         if start < self.warmup:
-            raise ValueError(f"a run of {total} steps starts to decay at {start}, inside its warm-up of {self.warmup}")
+            raise ValueError(
+                f"a run of {total} steps starts to decay at {start}, inside its warm-up of {self.warmup}"
+            )
         return start
 
 

@@ -24,18 +24,25 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, with the reason."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
+def write_atomically(path: Path, content: bytes, *, previous: Path | None = None) -> None:
+    """Put ``content`` at ``path``; a reader, or a crash, sees the old file or the new one, never a part.
+
+    With ``previous`` the file so far moves there, once the new one is safely on the disk beside it.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write {path} ({error.strerror}); nothing was changed") from None
+        raise OSError(
+            error.errno, f"could not write {path} ({error.strerror}); what was written before is kept"
+        ) from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -76,6 +83,7 @@ class Checkpointer:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.every = every
         self._last = time.monotonic()
+        self._unreadable: set[str] = set()
         for left in self.directory.glob(".*.part"):  # of a process that died while it wrote
             left.unlink(missing_ok=True)
 
@@ -93,9 +101,10 @@ class Checkpointer:
         # tied weights and views are written apart: safetensors refuses shared memory
         apart = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         content = save(apart, metadata={_NOTE: json.dumps(note)})
-        if path.exists():
-            path.replace(self.path(f"{name}.previous"))
-        write_atomically(path, content)
+        # a file that could not be read must not take the place of the one before, which could
+        previous = None if name in self._unreadable else self.path(f"{name}.previous")
+        write_atomically(path, content, previous=previous)
+        self._unreadable.discard(name)
         self._last = time.monotonic()
         return path
 
@@ -115,6 +124,8 @@ class Checkpointer:
                 return load(candidate)
             except CheckpointError as error:
                 failure = failure or error
+                if candidate == self.path(name):
+                    self._unreadable.add(name)
         if failure is not None:
             raise CheckpointError(f"{failure}; delete {self.directory} to train this run again")
         return None
@@ -139,13 +150,16 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, {"groups": state["param_groups"], "other": other}
 
 
-def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+def unflatten_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
+) -> None:
     """Give an optimizer back what :func:`flatten_optimizer` took; tensors are copied."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in note["other"].items()}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value.clone()
     groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()} for group in note["groups"]
+        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+        for group in note["groups"]
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

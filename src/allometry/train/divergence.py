@@ -14,6 +14,8 @@ from typing import Literal
 class DivergenceRule:
     """Lost when a loss is not finite, or exceeds ``factor`` x reference + ``margin``.
 
+    A negative reference (of a log-density) is left by (factor - 1) x its size, upwards.
+
     Parameters
     ----------
     factor : float
@@ -36,6 +38,12 @@ class DivergenceRule:
     margin: float = 0.0
     patience: int = 3
 
+    def __post_init__(self) -> None:
+        if self.over not in ("start", "running minimum"):
+            raise ValueError(f"over must be 'start' or 'running minimum', got {self.over!r}")
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least one step, got {self.patience}")
+
     def watch(self) -> Watch:
         """The rule, applied to one run."""
         return Watch(self)
@@ -52,8 +60,13 @@ class Watch:
     def lost(self, loss: float) -> bool:
         """Tell the next loss; True once the run is lost."""
         finite = math.isfinite(loss)
-        if finite and (self.reference is None or (self.rule.over == "running minimum" and loss < self.reference)):
+        if finite and (
+            self.reference is None or (self.rule.over == "running minimum" and loss < self.reference)
+        ):
             self.reference = loss
-        threshold = math.inf if self.reference is None else self.rule.factor * self.reference + self.rule.margin
+        threshold = math.inf
+        if self.reference is not None:
+            factor = self.rule.factor if self.reference >= 0 else 2.0 - self.rule.factor
+            threshold = factor * self.reference + self.rule.margin
         self.bad = 0 if finite and loss <= threshold else self.bad + 1
         return self.bad >= self.rule.patience

@@ -21,7 +21,7 @@ from allometry.train.meter import Meter
 from allometry.train.seeds import Seeds
 
 if TYPE_CHECKING:
-    from allometry.data.text import Corpus
+    from allometry.data import Corpus
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float = 1.0) -> float:
@@ -43,6 +43,8 @@ def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
         return stacked(inputs, targets)
     output = model(inputs)
     logits = getattr(output, "logits", output)
+    if logits.dtype in (torch.bfloat16, torch.float16):  # three digits are too few for a loss
+        logits = logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -58,15 +60,24 @@ def evaluate(model: nn.Module, windows: tuple[Tensor, Tensor], *, batch: int = 6
         Windows a forward pass.
     """
     inputs, targets = windows
+    if not len(inputs) or batch < 1:
+        raise ValueError(f"at least one window and a batch of one are needed, got {len(inputs)} and {batch}")
     weights = next(iter(model.parameters()))
     replicas = getattr(model, "replicas", None)
     total: Tensor | float = 0.0
-    for start in range(0, len(inputs), batch):
-        x, y = inputs[start : start + batch].to(weights.device), targets[start : start + batch].to(weights.device)
-        count = len(x)
-        if replicas is not None:
-            x, y = x.expand(replicas, *x.shape), y.expand(replicas, *y.shape)
-        total = total + next_token_loss(model, x, y).double() * count
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # one model has one loss: no dropout
+    try:
+        for start in range(0, len(inputs), batch):
+            x = inputs[start : start + batch].to(weights.device)
+            y = targets[start : start + batch].to(weights.device)
+            count = len(x)
+            if replicas is not None:
+                x, y = x.expand(replicas, *x.shape), y.expand(replicas, *y.shape)
+            total = total + next_token_loss(model, x, y).double() * count
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return torch.as_tensor(total / len(inputs))
 
 
@@ -90,12 +101,17 @@ def train_language_model(
     independent decay at ``learning_rate`` otherwise. Other settings go to :func:`allometry.train.fit`. The
     last horizon's model is returned; each horizon's validation loss stands in the log as ``loss``.
     """
-    from allometry.data.text import Windows, validation_windows as fixed
+    from allometry.data import Windows
+    from allometry.data import validation_windows as fixed
     from allometry.optim.adamw import AdamWIndependent
 
     seeds = Seeds(seed)
     model = GPT(config, generator=seeds.generator("init"))
-    optimizer = AdamWIndependent(model.parameters(), learning_rate) if make_optimizer is None else make_optimizer(model)
+    optimizer = (
+        AdamWIndependent(model.parameters(), learning_rate)
+        if make_optimizer is None
+        else make_optimizer(model)
+    )
     per_step = batch * config.context
     horizons = [tokens] if isinstance(tokens, int) else list(tokens)
     windows = fixed(corpus.tokens("validation"), config.context, validation_windows)

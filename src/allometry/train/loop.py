@@ -5,15 +5,20 @@ Branches off one trunk: Hägele and others, 2024. arXiv:2405.18392
 * A run of several horizons trains the constant-rate trunk once. At ``schedule.branch(H)`` the state is kept,
   the decay of the run of H steps is trained to its end and recorded, and the trunk goes on from the kept
   state. The record of a horizon is bit for bit what a run of that horizon alone would have given.
-* Everything that decides the next step is in the checkpoint: weights, optimizer, averaged weights, generators,
-  step, and which segment it belongs to. Batches are a function of the step, so the data need no state.
+* Everything that decides the next step is in the checkpoint: weights, optimizer, averaged weights,
+  generators, step, and which segment it belongs to. Batches are a function of the step, so the data need no
+  state.
 * The model may be one model or a :class:`~allometry.train.stack.Stack` of R; then losses have shape (R,).
 * An update whose loss or gradient is not finite is skipped, and counted; enough of them end the run.
+* Gradients are the loop's own: what lay there before is cleared, and so are those of parameters that the
+  optimizer does not train.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from allometry.optim.ema import AveragedWeights
-from allometry.train.checkpoint import Checkpointer, flatten_optimizer, unflatten_optimizer
+from allometry.train.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    flatten_optimizer,
+    unflatten_optimizer,
+)
 from allometry.train.divergence import DivergenceRule, Watch
 from allometry.train.meter import Meter
 
@@ -89,7 +99,7 @@ def segments(horizons: Sequence[int], schedule: Callable[[int, int], float]) -> 
     >>> [(s.start, s.end, s.branch) for s in segments([4, 8], WSD(decay=0.5))]
     [(0, 2, False), (2, 4, True), (2, 4, False), (4, 8, True)]
     """
-    ends = sorted(set(horizons))
+    ends = sorted({operator.index(horizon) for horizon in horizons})
     if not ends or ends[0] < 1:
         raise ValueError(f"horizons must be at least one step each, got {list(horizons)}")
     branch = getattr(schedule, "branch", None)
@@ -121,9 +131,17 @@ class _Run:
         generators: Mapping[str, torch.Generator],
         rule: DivergenceRule,
     ) -> None:
-        self.model, self.optimizer, self.average, self.generators = model, optimizer, average, dict(generators)
+        self.model, self.optimizer, self.average, self.generators = (
+            model,
+            optimizer,
+            average,
+            dict(generators),
+        )
         self.rule, self.watches, self.skipped = rule, [rule.watch()], 0
         self.lost: dict[int, int] = {}
+        self.trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        every = {id(weight): weight for weight in (*model.parameters(), *self.trained)}
+        self.weights = list(every.values())
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
@@ -144,7 +162,9 @@ class _Run:
         """Go back to a captured state."""
 
         def part(kind: str) -> dict[str, Tensor]:
-            return {name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}/")}
+            return {
+                name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}/")
+            }
 
         self.model.load_state_dict(part("model"))
         unflatten_optimizer(self.optimizer, part("optimizer"), note["optimizer"])
@@ -155,6 +175,11 @@ class _Run:
         self.watches = [Watch(self.rule, watch["reference"], watch["bad"]) for watch in note["watches"]]
         self.skipped = note["skipped"]
         self.lost = {int(replica): step for replica, step in note["lost"].items()}
+
+    def clear_gradients(self) -> None:
+        """Of every parameter, trained or not: what is left would add up and count in the norm."""
+        for weight in self.weights:
+            weight.grad = None
 
     def watch(self, losses: Sequence[float], step: int) -> None:
         """Look for replicas that are lost."""
@@ -173,17 +198,21 @@ def _source(batches: Batches | Iterable[tuple[Tensor, Tensor]], plan: Sequence[S
     at = getattr(batches, "batch", None)
     if at is not None:
         return at
-    if len(plan) > 1:
+    if sum(segment.branch for segment in plan) > 1:
         raise ValueError("several horizons read some steps twice: give batches with a method batch(step)")
-    stream = iter(batches)
+    stream = iter(batches)  # type: ignore[arg-type]
     for _ in range(skip):
-        next(stream)
+        next(stream, None)
 
     def following(step: int) -> tuple[Tensor, Tensor]:
         try:
             return next(stream)
         except StopIteration:
-            raise ValueError(f"the batches ended at step {step}, before the horizon of {plan[0].end} steps") from None
+            end = plan[-1].end
+            raise ValueError(
+                f"the batches ended at step {step}, before the horizon of {end} steps; give more, or "
+                "a shorter horizon"
+            ) from None
 
     return following
 
@@ -228,16 +257,19 @@ def fit(
     clip : float, optional
         Largest global gradient norm (a replica's own, for a stack).
     accumulate : int
-        Split each batch into so many parts along its batch dimension.
+        Split each batch into so many parts along its batch dimension, weighted by their sizes.
     validate : model -> dict, optional
-        Called at each horizon, in evaluation mode and without gradients; goes into the record. With
-        ``average`` the record also holds the averaged weights' values, as ``averaged_<name>``.
+        Called at each horizon, in evaluation mode and without gradients; goes into the record, tensors and
+        arrays as numbers and lists. With ``average`` the record also holds the averaged weights' values, as
+        ``averaged_<name>``.
     dtype : torch.dtype, optional
         Autocast to this type (bfloat16); weights stay as they are.
     generators : dict of torch.Generator, optional
-        Streams that the model or the objective draws from; saved and restored with the run.
+        Streams that the model or the objective draws from; saved and restored with the run. The global
+        stream, which ``nn.Dropout`` draws from, is not.
     checkpointer : Checkpointer, optional
         Where to resume from and to write to. The finished run leaves its last state there as ``final``.
+        Its horizons, schedule and optimizer settings are checked against the run's.
 
     Returns
     -------
@@ -246,15 +278,20 @@ def fit(
     Raises
     ------
     ValueError
-        For horizons that the schedule or the batches cannot serve.
+        For horizons that the schedule or the batches cannot serve, or another run's folder.
+    CheckpointError
+        If the folder's checkpoints cannot be read.
     """
-    if objective is None:
-        from allometry.train.language import next_token_loss as objective
-    steps = [horizons] if isinstance(horizons, int) else list(horizons)
-    plan = segments(steps, schedule)
+    from allometry.train.language import next_token_loss
+
+    loss_of: Objective = next_token_loss if objective is None else objective
+    if accumulate < 1 or log_every < 1:
+        raise ValueError(f"accumulate and log_every must be at least 1, got {accumulate} and {log_every}")
+    plan = segments(list(horizons) if isinstance(horizons, Iterable) else [horizons], schedule)
     meter = meter or Meter()
     log = TrainLog()
     run = _Run(model, optimizer, average, generators or {}, divergence or DivergenceRule())
+    settings = _settings(plan, schedule, optimizer)
     device = next(iter(model.parameters())).device
     precision: AbstractContextManager[Any] = (
         nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype, cache_enabled=False)
@@ -267,20 +304,29 @@ def fit(
         resumed = checkpointer.load("final") or checkpointer.load("current")
     if resumed is not None:
         tensors, note = resumed
-        if note["plan"] != [vars(s) for s in plan]:
+        other = [name for name, value in settings.items() if note["settings"].get(name) != value]
+        folder = checkpointer.directory if checkpointer is not None else None
+        if other:
             raise ValueError(
-                f"{checkpointer.directory if checkpointer else ''} holds a run of other horizons or another "
-                "schedule; give this run a folder of its own"
+                f"{folder} holds a run of other {' and '.join(other)}; give this run a folder of its own"
             )
-        run.restore(tensors, note)
+        try:
+            run.restore(tensors, note)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{folder} holds a run of another model, optimizer or average ({reason}); give this run a "
+                "folder of its own"
+            ) from None
         first, step = note["segment"], note["step"]
         log = TrainLog(**note["log"], diverged=dict(run.lost))
         meter.steps, meter.seconds = note["meter"]["steps"], note["meter"]["seconds"]
         before = sum(s.end - s.start for s in plan[:first])
         if on_horizon is not None:  # told again, in case the listener died before it could write them down
-            for record in log.horizons:
-                on_horizon(record)
-    source = _source(batches, plan, step)
+            for told in log.horizons:
+                on_horizon(told)
+    source = _source(batches, plan, step if first < len(plan) else 0)  # a finished run reads nothing
+    run.clear_gradients()
     model.train()
 
     def keep(segment: int, at: int, name: str = "current") -> None:
@@ -289,8 +335,13 @@ def fit(
         tensors, note = run.capture()
         log.skipped = run.skipped
         saved = {key: value for key, value in vars(log).items() if key != "diverged"}
-        note |= {"segment": segment, "step": at, "plan": [vars(s) for s in plan], "meter": meter.state_dict()}
+        note |= {"segment": segment, "step": at, "settings": settings, "meter": meter.state_dict()}
         checkpointer.save(name, tensors, note | {"log": saved})
+
+    def stopped() -> TrainLog:
+        log.status, log.diverged, log.skipped = "stopped", dict(run.lost), run.skipped
+        log.meter = meter.totals()
+        return log
 
     def advance(at: int, segment: Segment) -> None:
         """One update."""
@@ -302,23 +353,30 @@ def fit(
         inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         total: Tensor | None = None
         axis = 1 if hasattr(model, "freeze") else 0  # a stack's batches carry the replica first
-        for part_in, part_out in zip(inputs.chunk(accumulate, axis), targets.chunk(accumulate, axis), strict=True):
+        parts = zip(inputs.chunk(accumulate, axis), targets.chunk(accumulate, axis), strict=True)
+        for part_in, part_out in parts:
             with precision:
-                losses = objective(model, part_in, part_out) / accumulate
+                losses = loss_of(model, part_in, part_out)
+            if part_in.shape[axis] != inputs.shape[axis]:  # parts may differ in size by one
+                losses = losses * (part_in.shape[axis] / inputs.shape[axis])
             losses.sum().backward()
             total = losses.detach() if total is None else total + losses.detach()
         assert total is not None
-        norm = _clip(model, clip)
-        values = total.flatten().tolist()
-        finite = math.isfinite(sum(values)) and bool(torch.isfinite(norm).all())
+        norm = _clip(model, run.trained, clip)
+        values, norms = total.flatten().tolist(), norm.flatten().tolist()
+        finite = math.isfinite(sum(values) + sum(norms))
         if finite or hasattr(model, "freeze"):  # a stack keeps bad replicas from moving by itself
             optimizer.step()
             if average is not None:
                 average.update(model)
         else:
             run.skipped += 1
-        optimizer.zero_grad(set_to_none=True)
-        run.watch(values, at)
+        run.clear_gradients()
+        if len(norms) == len(values):  # a gradient that is not finite counts like such a loss
+            pairs = zip(values, norms, strict=True)
+            run.watch([value if math.isfinite(norm) else math.nan for value, norm in pairs], at)
+        else:
+            run.watch(values, at)
         meter.add(seconds=time.perf_counter() - begin)
         if at % log_every == 0 or at + 1 == segment.end:
             log.steps.append(
@@ -340,12 +398,12 @@ def fit(
         if index > first or resumed is None:
             step = segment.start
         if segment.branch and not last:
-            if checkpointer is not None and step > segment.start:
-                trunk = checkpointer.load("trunk")
-            if trunk is None or step == segment.start:
+            if step == segment.start:
                 trunk = run.capture()
                 if checkpointer is not None:
-                    checkpointer.save("trunk", *trunk)
+                    checkpointer.save("trunk", trunk[0], trunk[1] | {"step": step})
+            elif checkpointer is not None:  # resumed inside the branch
+                trunk = _trunk(checkpointer, segment.start)
         while step < segment.end:
             advance(step, segment)
             step += 1
@@ -357,8 +415,7 @@ def fit(
                 keep(index, step)
             if should_stop is not None and step < segment.end and should_stop():
                 keep(index, step)
-                log.status, log.meter = "stopped", meter.totals()
-                return log
+                return stopped()
         before += segment.end - segment.start
         record: dict[str, Any] | None = None
         if segment.branch:
@@ -376,6 +433,8 @@ def fit(
             keep(index + 1, plan[index + 1].start)
         if record is not None and on_horizon is not None:
             on_horizon(record)
+        if should_stop is not None and not last and should_stop():
+            return stopped()
     if checkpointer is not None:
         checkpointer.remove("current")
         checkpointer.remove("trunk")
@@ -383,15 +442,55 @@ def fit(
     return log
 
 
-def _clip(model: nn.Module, clip: float | None) -> Tensor:
+def _settings(
+    plan: Sequence[Segment], schedule: Callable[[int, int], float], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """What makes it this run and no other, as JSON gives it back; kernels and present rates may differ."""
+    ways = ("params", "lr", "foreach", "fused", "capturable", "differentiable")
+    rates = [
+        schedule(segment.start + (segment.end - 1 - segment.start) * eighth // 8, segment.total)
+        for segment in plan
+        if segment.end > segment.start
+        for eighth in range(9)
+    ]
+    groups = [
+        {name: value for name, value in group.items() if name not in ways} | {"members": len(group["params"])}
+        for group in optimizer.param_groups
+    ]
+    told = {"horizons": [vars(segment) for segment in plan], "schedule": rates, "optimizer settings": groups}
+    return json.loads(json.dumps(told, default=_numbers))
+
+
+def _numbers(value: Any) -> Any:
+    """Tensors and arrays for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(
+        f"records hold numbers, text, lists and dicts of them, not a {type(value).__name__}: {value!r:.60}"
+    )
+
+
+def _trunk(checkpointer: Checkpointer, start: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    kept = checkpointer.load("trunk")
+    if kept is None or kept[1]["step"] != start:  # the one before is an earlier branch's
+        raise CheckpointError(
+            f"the trunk's state at step {start} is not to be found in {checkpointer.directory}; delete that "
+            "folder to train this run again"
+        )
+    return kept
+
+
+def _clip(model: nn.Module, trained: Sequence[Tensor], clip: float | None) -> Tensor:
     own = getattr(model, "clip_grad_norm", None)
     if own is not None:
         return own(math.inf if clip is None else clip)
-    return nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
+    return nn.utils.clip_grad_norm_(trained, math.inf if clip is None else clip)
 
 
 @torch.no_grad()
-def _validated(model: nn.Module, validate: Validate | None, average: AveragedWeights | None) -> dict[str, Any]:
+def _validated(
+    model: nn.Module, validate: Validate | None, average: AveragedWeights | None
+) -> dict[str, Any]:
     if validate is None:
         return {}
     model.eval()
@@ -402,4 +501,4 @@ def _validated(model: nn.Module, validate: Validate | None, average: AveragedWei
                 values |= {f"averaged_{name}": value for name, value in validate(model).items()}
     finally:
         model.train()
-    return values
+    return json.loads(json.dumps(values, default=_numbers))  # what a resumed run reads back, from the start

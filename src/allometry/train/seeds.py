@@ -1,4 +1,7 @@
-"""Named random streams: a stream depends on (seed, name) alone, so that arms with one seed share what they can."""
+"""Named random streams.
+
+A stream depends on (seed, name) alone, so that arms with one seed share what they can.
+"""
 
 from __future__ import annotations
 
