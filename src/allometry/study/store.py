@@ -1,0 +1,709 @@
+"""The store: every plan, every run and every record, each there for good the moment it exists.
+
+- A **plan** is what was decided before anything ran: its digest is the SHA-256 of its kind and content, it
+  never changes, and a request that has a plan keeps it. So a resumed job goes on with the plan it began with,
+  although a new planning might time the machine differently.
+- A **run** is one training trajectory, one row, with a status. Claiming it is one conditional update that
+  compares the attempt number: of two processes exactly one wins, on SQLite and PostgreSQL alike.
+- A **record** is what a run has told, by name. Telling the same again changes nothing; telling something
+  else is an error, for the same inputs must give the same numbers. What a clock measured is kept apart
+  (``timing``): it is stored once and never compared.
+
+No other state decides what is left to do: a process may be killed between any two instructions.
+"""
+
+import functools
+import hashlib
+import platform
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sql
+from sqlalchemy.engine import Connection, Row
+
+import allometry
+from allometry.study.canonical import canonical, digest, restore
+from allometry.study.database import (
+    Database,
+    StoreError,
+    plan_table,
+    record_table,
+    request_table,
+    run_table,
+    where,
+)
+from allometry.study.owner import Owner
+
+if TYPE_CHECKING:
+    import pandas
+
+STATUSES = ("pending", "running", "done", "failed", "diverged")
+ENDED = ("done", "diverged")  # nothing is left to train; a failed run is tried again by the next call
+LEASE = 90.0  # seconds without a heartbeat after which an owner on another machine is taken for dead
+BEAT = 15.0  # seconds between heartbeats
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided before anything ran.
+
+    Attributes
+    ----------
+    digest : str
+        SHA-256 over kind and content, 64 hexadecimal digits.
+    kind : str
+        What sort of job it plans, such as ``"forecast"``.
+    request : dict
+        What was asked for when it was made.
+    content : dict
+        The plan itself.
+    created : float
+        Seconds since 1970, UTC.
+    environment : dict
+        Python, machine and package versions where it was made.
+    code_version : str
+        Version of allometry and a hash of its sources.
+    """
+
+    digest: str
+    kind: str
+    request: dict[str, Any]
+    content: dict[str, Any]
+    created: float
+    environment: dict[str, Any]
+    code_version: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training trajectory as it stood when it was read.
+
+    ``attempts`` counts how often it has been claimed; ``started`` and ``finished`` are seconds since 1970.
+    """
+
+    id: int
+    plan: str
+    key: str
+    spec: dict[str, Any]
+    seed: int | None
+    status: str
+    attempts: int
+    owner: Owner | None
+    heartbeat: float | None
+    started: float | None
+    finished: float | None
+    step: int | None
+    reason: str | None
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Python, machine and the versions of the packages on which numbers depend.
+
+    >>> sorted(environment())
+    ['machine', 'packages', 'python', 'system']
+    """
+    versions = {}
+    for package in ("numpy", "scipy", "pandas", "torch", "SQLAlchemy", "transformers", "tokenizers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": versions,
+    }
+
+
+@functools.cache
+def code_version() -> str:
+    """Version of allometry and the first digits of a hash over its source files.
+
+    >>> code_version().split("+")[0] == allometry.__version__
+    True
+    """
+    root = Path(allometry.__file__).parent
+    total = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        total.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return f"{allometry.__version__}+{total.hexdigest()[:12]}"
+
+
+def _run(row: Row[Any]) -> Run:
+    owner = None if row.pid is None else Owner(row.machine, row.pid, row.birth)
+    return Run(
+        row.id, row.plan, row.key, restore(row.spec), row.seed, row.status, row.attempts, owner,
+        row.heartbeat, row.started, row.finished, row.step, row.reason,
+    )  # fmt: skip
+
+
+def _name_of(plan: Plan | str) -> str:
+    return plan.digest if isinstance(plan, Plan) else plan
+
+
+class Store:
+    """Plans, runs and records in one database.
+
+    Parameters
+    ----------
+    target : str or Path
+        A path, ``"sqlite:///runs/store.db"``, or a PostgreSQL URL. A missing file and its folder are made.
+        SQLite serves any number of processes of one machine; for several machines use a server.
+    directory : str or Path, optional
+        Where checkpoints and reports lie; by default beside the SQLite file, for a server ``./.allometry``.
+
+    Raises
+    ------
+    StoreError
+        If the file or server cannot be used, with the reason in one sentence.
+    ValueError
+        If the target names no database that a store can be.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> store = Store(Path(tempfile.mkdtemp()) / "store.db")
+    >>> plan = store.put_plan("forecast", {"budget": 1e15}, {"sizes": [64, 128]})
+    >>> run = store.start_run(plan, "width=64", {"width": 64}, seed=0)
+    >>> store.add_record(plan, "width=64", "final", {"loss": 1.25})
+    True
+    >>> store.finish_run(run)
+    >>> store.records(plan)[["run", "status", "loss"]].values.tolist()
+    [['width=64', 'done', 1.25]]
+    >>> store.close()
+    """
+
+    def __init__(self, target: str | Path, *, directory: str | Path | None = None) -> None:
+        self._database = Database(target)
+        url = self._database.url
+        beside = Path(".allometry")
+        if url.get_backend_name() == "sqlite":
+            file = Path(str(url.database)).resolve()
+            url, beside = url.set(database=str(file)), file.parent
+        self.url = url.render_as_string(hide_password=False)  # opens the same store from any folder
+        self._directory = Path(beside if directory is None else directory).resolve()
+
+    @property
+    def directory(self) -> Path:
+        """Where checkpoints and reports lie.
+
+        Two stores should not share a folder: they would share the checkpoints of equal plans.
+        """
+        return self._directory
+
+    def close(self) -> None:
+        """Let go of the database's connections."""
+        self._database.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({where(self._database.url)!r})"
+
+    # Plans
+
+    def put_plan(self, kind: str, request: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+        """Keep a plan for a request and return its digest.
+
+        A request that already has a plan keeps that plan, and its digest is returned: of two processes that
+        plan at once, both go on with the first one's. To plan anew, delete the old plan.
+
+        Parameters
+        ----------
+        kind : str
+            What sort of job this plans.
+        request, content : dict
+            JSON-able; see :func:`allometry.study.canonical.canonical`.
+
+        Returns
+        -------
+        str
+            The stored plan's digest, 64 hexadecimal digits.
+        """
+        asked = digest({"kind": kind, "request": dict(request)}, place="request")
+        made = digest({"kind": kind, "content": dict(content)}, place="content")
+        now = time.time()
+        for _ in range(2):
+            try:
+                with self._database.writing() as connection:
+                    stands = connection.scalar(
+                        sql.select(request_table.c.plan).where(request_table.c.digest == asked)
+                    )
+                    if stands is not None:
+                        return str(stands)
+                    if (
+                        connection.scalar(sql.select(plan_table.c.digest).where(plan_table.c.digest == made))
+                        is None
+                    ):
+                        connection.execute(
+                            plan_table.insert().values(
+                                digest=made,
+                                kind=kind,
+                                content=canonical(dict(content)),
+                                created=now,
+                                environment=canonical(environment()),
+                                code_version=code_version(),
+                            )
+                        )
+                    connection.execute(
+                        request_table.insert().values(
+                            digest=asked, request=canonical(dict(request)), plan=made, created=now
+                        )
+                    )
+                    return made
+            except sql.exc.IntegrityError:
+                continue  # another process put it between our look and our insert: look again
+        raise StoreError(f"the plan {made[:12]} could not be kept: it appears and vanishes; try again")
+
+    def find_plan(self, kind: str, request: Mapping[str, Any]) -> Plan | None:
+        """The plan that a request already has, if any."""
+        asked = digest({"kind": kind, "request": dict(request)}, place="request")
+        with self._database.reading() as connection:
+            found = connection.scalar(sql.select(request_table.c.plan).where(request_table.c.digest == asked))
+        return None if found is None else self.plan(str(found))
+
+    def plan(self, digest_prefix: str) -> Plan:
+        """The plan whose digest begins so.
+
+        Raises
+        ------
+        ValueError
+            If no plan or more than one begins so.
+        """
+        if not digest_prefix or set(digest_prefix) - set("0123456789abcdef"):
+            raise ValueError(f"a plan is named by the first digits of its digest, not {digest_prefix!r}")
+        query = (
+            sql.select(plan_table, request_table.c.request)
+            .join(request_table, request_table.c.plan == plan_table.c.digest)
+            .where(plan_table.c.digest.startswith(digest_prefix))
+            .order_by(request_table.c.created.desc())  # of several requests the first one stays in the dict
+        )
+        with self._database.reading() as connection:
+            rows = {row.digest: row for row in connection.execute(query)}
+        if len(rows) != 1:
+            what = "no plan begins" if not rows else f"{len(rows)} plans begin"
+            raise ValueError(f"{what} with {digest_prefix!r} in {where(self._database.url)}")
+        (row,) = rows.values()
+        return Plan(
+            row.digest, row.kind, restore(row.request), restore(row.content), row.created,
+            restore(row.environment), row.code_version,
+        )  # fmt: skip
+
+    def plans(self, kind: str | None = None) -> "pandas.DataFrame":
+        """One row a plan, newest first: digest, kind, created, code_version, and its runs by status."""
+        import pandas
+
+        query = sql.select(
+            plan_table.c.digest, plan_table.c.kind, plan_table.c.created, plan_table.c.code_version
+        )
+        if kind is not None:
+            query = query.where(plan_table.c.kind == kind)
+        tally = sql.select(run_table.c.plan, run_table.c.status, sql.func.count()).group_by(
+            run_table.c.plan, run_table.c.status
+        )
+        with self._database.reading() as connection:
+            rows = [
+                dict(row._mapping) for row in connection.execute(query.order_by(plan_table.c.created.desc()))
+            ]
+            counts = {(plan, status): number for plan, status, number in connection.execute(tally)}
+        for row in rows:
+            row["created"] = pandas.Timestamp(row["created"], unit="s", tz="UTC")
+            row.update({status: counts.get((row["digest"], status), 0) for status in STATUSES})
+        return pandas.DataFrame(rows, columns=["digest", "kind", "created", "code_version", *STATUSES])
+
+    def delete_plan(self, plan: Plan | str) -> None:
+        """Delete a plan with its runs and records; its files under :attr:`directory` stay.
+
+        Raises
+        ------
+        ValueError
+            If a living process holds one of its runs.
+        """
+        name = self.plan(_name_of(plan)).digest
+        for run in self.run_list(name):
+            if run.status == "running" and run.owner is not None and self._holds(run):
+                raise ValueError(
+                    f"plan {name[:12]} is in use: process {run.owner.pid} trains {run.key!r}; end it first"
+                )
+        with self._database.writing() as connection:
+            connection.execute(plan_table.delete().where(plan_table.c.digest == name))
+
+    # Runs
+
+    def add_run(self, plan: Plan | str, key: str, spec: Mapping[str, Any], *, seed: int | None = None) -> Run:
+        """Make a run's row, ``pending``; a row that is there with the same spec and seed stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If the run is there with another spec or seed, or the plan is not there.
+        """
+        if not 0 < len(key) <= 200:
+            raise ValueError(f"a run's key has 1 to 200 characters, not {len(key)}: {key[:60]!r}")
+        text = canonical(dict(spec), place="spec")
+        present = self.run(plan, key)
+        if present is None:
+            try:
+                with self._database.writing() as connection:
+                    connection.execute(
+                        run_table.insert().values(
+                            plan=_name_of(plan), key=key, spec=text, seed=seed, status="pending", attempts=0
+                        )
+                    )
+            except sql.exc.IntegrityError:  # made by another process meanwhile, or the plan is missing
+                pass
+            present = self.run(plan, key)
+            if present is None:
+                raise ValueError(
+                    f"no plan {_name_of(plan)[:12]} in {where(self._database.url)}; put it first"
+                )
+        if canonical(present.spec) != text or present.seed != seed:
+            raise ValueError(
+                f"run {key!r} of plan {present.plan[:12]} is stored with another spec or seed "
+                f"({canonical(present.spec)[:120]}, seed {present.seed}); give it another key"
+            )
+        return present
+
+    def run(self, plan: Plan | str, key: str) -> Run | None:
+        """One run, or None if it was never added."""
+        found = self.run_list(plan, keys=[key])
+        return found[0] if found else None
+
+    def run_list(
+        self, plan: Plan | str, *, keys: Collection[str] | None = None, status: str | None = None
+    ) -> list[Run]:
+        """The runs of a plan in the order in which they were added."""
+        query = sql.select(run_table).where(run_table.c.plan == _name_of(plan)).order_by(run_table.c.id)
+        if keys is not None:
+            query = query.where(run_table.c.key.in_(list(keys)))
+        if status is not None:
+            query = query.where(run_table.c.status == status)
+        with self._database.reading() as connection:
+            return [_run(row) for row in connection.execute(query)]
+
+    def start_run(
+        self, plan: Plan | str, key: str, spec: Mapping[str, Any], *, seed: int | None = None
+    ) -> Run | None:
+        """Add a run if it is not there, and claim it for this process.
+
+        Returns
+        -------
+        Run or None
+            None if it has ended already or a living process holds it.
+        """
+        self.add_run(plan, key, spec, seed=seed)
+        claimed = self.claim(plan, [key])
+        return claimed[0] if claimed else None
+
+    def claim(self, plan: Plan | str, keys: Sequence[str], *, owner: Owner | None = None) -> list[Run] | None:
+        """Take those of the runs that have not ended, all or none, in one transaction.
+
+        A running run whose owner is dead is taken over: on this machine the kernel says whether the owner
+        lives; an owner elsewhere is dead after :data:`LEASE` seconds without a heartbeat, by the database's
+        clock.
+
+        Returns
+        -------
+        list of Run or None
+            The claimed runs, ``running`` and one attempt older (empty if all have ended); None if a living
+            process holds one of them.
+
+        Raises
+        ------
+        ValueError
+            If a key names no run of the plan.
+        """
+        owner = owner or Owner.here()
+        claimed: list[Run] = []
+        with self._database.writing() as connection:
+            now = self._database.clock(connection)
+            query = sql.select(run_table).where(
+                run_table.c.plan == _name_of(plan), run_table.c.key.in_(list(keys))
+            )
+            runs = [_run(row) for row in connection.execute(query.order_by(run_table.c.id))]
+            missing = set(keys) - {run.key for run in runs}
+            if missing:
+                raise ValueError(
+                    f"plan {_name_of(plan)[:12]} has no run {sorted(missing)[0]!r}; add it first"
+                )
+            for run in runs:
+                if run.status in ENDED:
+                    continue
+                if run.status == "running" and self._lives(run, now):
+                    connection.rollback()
+                    return None
+                # The attempt number changes at every claim: where it still is what we read, nobody else
+                # has claimed the run since. A server lets one such update pass and the other find no row.
+                taken = connection.execute(
+                    run_table.update()
+                    .where(run_table.c.id == run.id)
+                    .where(run_table.c.attempts == run.attempts, run_table.c.status == run.status)
+                    .values(
+                        status="running",
+                        attempts=run.attempts + 1,
+                        machine=owner.machine,
+                        pid=owner.pid,
+                        birth=owner.birth,
+                        heartbeat=now,
+                        started=run.started if run.started is not None else time.time(),
+                        finished=None,
+                        reason=None,
+                    )
+                )
+                if taken.rowcount != 1:
+                    connection.rollback()
+                    return None
+                claimed.append(run)
+            if claimed:
+                query = sql.select(run_table).where(run_table.c.id.in_([run.id for run in claimed]))
+                claimed = [_run(row) for row in connection.execute(query.order_by(run_table.c.id))]
+        return claimed
+
+    def _lives(self, run: Run, now: float) -> bool:
+        alive = run.owner.alive() if run.owner is not None else False
+        if alive is None:
+            return run.heartbeat is not None and now - run.heartbeat < LEASE
+        return alive
+
+    def _holds(self, run: Run) -> bool:
+        with self._database.reading() as connection:
+            return self._lives(run, self._database.clock(connection))
+
+    def beat(self, runs: Iterable[Run], steps: Mapping[str, int] | None = None) -> bool:
+        """Tell that the owner of these runs lives, and how far each has come (run key -> step).
+
+        Returns
+        -------
+        bool
+            False if one of them has been taken over by another process.
+        """
+        kept = True
+        with self._database.writing() as connection:
+            now = self._database.clock(connection)
+            for run in sorted(runs, key=lambda run: run.id):
+                values: dict[str, Any] = {"heartbeat": now}
+                if steps and run.key in steps:
+                    values["step"] = steps[run.key]
+                told = connection.execute(self._mine(run).values(**values))
+                kept = kept and told.rowcount == 1
+        return kept
+
+    @staticmethod
+    def _mine(run: Run) -> sql.Update:
+        # As long as the attempt is ours the row is ours: a takeover counts it up.
+        return run_table.update().where(run_table.c.id == run.id, run_table.c.attempts == run.attempts)
+
+    def _end(self, connection: Connection, run: Run, **values: Any) -> None:
+        if connection.execute(self._mine(run).values(**values)).rowcount != 1:
+            raise StoreError(f"run {run.key!r} was taken over by another process while it was held here")
+
+    def finish_run(self, *runs: Run) -> None:
+        """Mark claimed runs ``done``, all in one transaction."""
+        with self._database.writing() as connection:
+            for run in sorted(runs, key=lambda run: run.id):
+                self._end(connection, run, status="done", finished=time.time(), reason=None)
+
+    def fail_run(self, run: Run, reason: str, status: str = "failed", step: int | None = None) -> None:
+        """Mark a claimed run ``failed`` or ``diverged``, with its reason in one line and the step if known.
+
+        Diverged is a result and final; a failed run is tried again by the next call.
+        """
+        if status not in ("failed", "diverged"):
+            raise ValueError(f"a run fails as 'failed' or 'diverged', not {status!r}")
+        line = " ".join(reason.split()) or "no reason given"
+        values: dict[str, Any] = {"status": status, "reason": line, "finished": time.time()}
+        if step is not None:
+            values["step"] = step
+        with self._database.writing() as connection:
+            self._end(connection, run, **values)
+
+    def release(self, *runs: Run) -> None:
+        """Give claimed runs back, ``pending``, so that the next process need not wait."""
+        with self._database.writing() as connection:
+            for run in sorted(runs, key=lambda run: run.id):
+                connection.execute(
+                    self._mine(run).where(run_table.c.status == "running").values(status="pending")
+                )
+
+    def release_owner(self, plan: Plan | str, owner: Owner) -> list[Run]:
+        """Give back whatever a dead process still holds in a plan; returns those runs, ``pending``."""
+        held = [run for run in self.run_list(plan, status="running") if run.owner == owner]
+        self.release(*held)
+        return self.run_list(plan, keys=[run.key for run in held]) if held else []
+
+    # Records
+
+    def add_record(
+        self,
+        plan: Plan | str,
+        run: str,
+        name: str,
+        values: Mapping[str, Any],
+        *,
+        timing: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Keep what a run tells under a name; on the disk when this returns.
+
+        Parameters
+        ----------
+        plan : Plan or str
+            The plan, or its whole digest.
+        run, name : str
+            The run's key and the record's name, together unique.
+        values : dict
+            JSON-able; floats come back bit for bit, NaN and the infinities too.
+        timing : dict, optional
+            What a clock measured, such as seconds or tokens a second: kept from the first time, not compared.
+
+        Returns
+        -------
+        bool
+            True if it is new, False if the same was there.
+
+        Raises
+        ------
+        ValueError
+            If other values are stored under that name, or there is no such run.
+        """
+        text, clock = canonical(dict(values), place="values"), canonical(dict(timing or {}), place="timing")
+        doubled = set(values) & set(timing or {})
+        if doubled:
+            raise ValueError(f"{sorted(doubled)[0]!r} stands in both values and timing; name it once")
+        if not 0 < len(name) <= 200:
+            raise ValueError(f"a record's name has 1 to 200 characters, not {len(name)}: {name[:60]!r}")
+        owning = sql.select(run_table.c.id).where(run_table.c.plan == _name_of(plan), run_table.c.key == run)
+        try:
+            with self._database.writing() as connection:
+                number = connection.scalar(owning)
+                if number is None:
+                    raise ValueError(f"plan {_name_of(plan)[:12]} has no run {run!r}; add it first")
+                stored = self._stored(connection, number, name)
+                if stored is None:
+                    connection.execute(
+                        record_table.insert().values(
+                            run=number, name=name, values=text, timing=clock, created=time.time()
+                        )
+                    )
+                    return True
+        except sql.exc.IntegrityError:  # another process told it between our look and our insert
+            with self._database.reading() as connection:
+                stored = self._stored(connection, connection.scalar(owning), name)
+        if stored == text:
+            return False
+        before, now = restore(stored or "{}"), restore(text)
+        differ = sorted(
+            key
+            for key in before.keys() | now.keys()
+            if canonical(before.get(key)) != canonical(now.get(key)) or (key in before) != (key in now)
+        )
+        raise ValueError(
+            f"record {name!r} of run {run!r} is stored with other values: {differ[0]!r} was "
+            f"{before.get(differ[0])!r} and is now {now.get(differ[0])!r}; a run must give the same numbers "
+            "again (what a clock measures belongs in timing)"
+        )
+
+    @staticmethod
+    def _stored(connection: Connection, run: int | None, name: str) -> str | None:
+        query = sql.select(record_table.c["values"]).where(
+            record_table.c.run == run, record_table.c.name == name
+        )
+        found = connection.scalar(query)
+        return None if found is None else str(found)
+
+    def record_names(self, plan: Plan | str, runs: Collection[str] | None = None) -> set[tuple[str, str]]:
+        """The (run key, record name) pairs that are stored."""
+        query = (
+            sql.select(run_table.c.key, record_table.c.name)
+            .join(record_table, record_table.c.run == run_table.c.id)
+            .where(run_table.c.plan == _name_of(plan))
+        )
+        if runs is not None:
+            query = query.where(run_table.c.key.in_(list(runs)))
+        with self._database.reading() as connection:
+            return {(key, name) for key, name in connection.execute(query)}
+
+    def records(
+        self,
+        plan: Plan | str | None = None,
+        *,
+        run: str | None = None,
+        name: str | None = None,
+        status: str | None = None,
+    ) -> "pandas.DataFrame":
+        """One row a record, in the order in which they were stored.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``plan, run, name, status, seed, attempts, reason``, the run's spec as ``spec.<field>``,
+            then the record's values and timing under their own names; a value whose name is one of the
+            former is called ``value.<name>``.
+        """
+        import pandas
+
+        leading = ["plan", "run", "name", "status", "seed", "attempts", "reason"]
+        query = (
+            sql.select(
+                run_table.c.plan, run_table.c.key.label("run"), record_table.c.name, run_table.c.status,
+                run_table.c.seed, run_table.c.attempts, run_table.c.reason, run_table.c.spec,
+                record_table.c["values"].label("told"), record_table.c.timing,
+            )
+            .join(run_table, record_table.c.run == run_table.c.id)
+            .order_by(record_table.c.id)
+        )  # fmt: skip
+        wanted = {run_table.c.key: run, record_table.c.name: name, run_table.c.status: status}
+        if plan is not None:
+            wanted[run_table.c.plan] = _name_of(plan)
+        for column, value in wanted.items():
+            if value is not None:
+                query = query.where(column == value)
+        with self._database.reading() as connection:
+            found = connection.execute(query).all()
+        rows = []
+        for row in found:
+            flat = {column: row._mapping[column] for column in leading}
+            flat.update({f"spec.{field}": value for field, value in restore(row.spec).items()})
+            for field, value in {**restore(row.told), **restore(row.timing)}.items():
+                flat[f"value.{field}" if field in flat else field] = value
+            rows.append(flat)
+        return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=leading)
+
+    def runs(self, plan: Plan | str | None = None, *, status: str | None = None) -> "pandas.DataFrame":
+        """One row a run, in the order in which they were added.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``plan, run, status, seed, attempts, step, reason, started, finished, machine, pid``, then
+            the spec as ``spec.<field>``. ``started`` and ``finished`` are times in UTC.
+        """
+        import pandas
+
+        leading = ["plan", "run", "status", "seed", "attempts", "step", "reason", "started", "finished",
+                   "machine", "pid"]  # fmt: skip
+        query = sql.select(run_table, run_table.c.key.label("run")).order_by(run_table.c.id)
+        if plan is not None:
+            query = query.where(run_table.c.plan == _name_of(plan))
+        if status is not None:
+            query = query.where(run_table.c.status == status)
+        with self._database.reading() as connection:
+            found = connection.execute(query).all()
+        rows = []
+        for row in found:
+            flat = {column: row._mapping[column] for column in leading}
+            flat.update({f"spec.{field}": value for field, value in restore(row.spec).items()})
+            rows.append(flat)
+        frame = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=leading)
+        for column in ("started", "finished"):
+            frame[column] = pandas.to_datetime(frame[column].astype(float), unit="s", utc=True)
+        return frame
