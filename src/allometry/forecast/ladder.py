@@ -230,7 +230,6 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
     from allometry.train.loop import fit
     from allometry.train.meter import Meter
     from allometry.train.seeds import Seeds
-    from allometry.train.stack import Stack
 
     ladder = Ladder.from_dict(arguments["ladder"])
     device, vocab_size, width = arguments["device"], arguments["vocab_size"], arguments["width"]
@@ -247,6 +246,8 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
         model, groups = built[0]
         batches: Any = orders[0]
     else:
+        from allometry.train.stack import Stack
+
         model = Stack([member for member, _ in built])
         groups = stacked_groups(model, built[0])
         batches = StackedWindows(orders)

@@ -139,12 +139,12 @@ def parse(target: str | Path) -> URL:
 
 def _connect_sqlite(url: URL) -> Engine:
     path = Path(str(url.database))
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder; name a file in it, such as {path / 'store.db'}")
     try:
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder; name a file in it, such as {path / 'store.db'}")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"the folder {path.parent} cannot be made ({error.strerror})") from None
+        raise StoreError(f"the folder {path.parent} cannot be made or entered ({error.strerror})") from None
     engine = sql.create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
     @sql.event.listens_for(engine, "connect")

@@ -47,7 +47,7 @@ class Task:
         Unique within the plan; also names the task's folder.
     function : str
         ``"package.module:function"``, imported in the worker and called as ``function(arguments, context)``;
-        it yields :class:`Record`.
+        it yields :class:`Record`, or tells each by ``context.record``.
     arguments : dict
         JSON-able.
     runs : tuple of str
@@ -132,6 +132,7 @@ class Context:
         threads: int = 1,
         on_progress: Callable[[int, int, dict[str, Any]], None] | None = None,
         on_diverged: Callable[[str, str, int | None], None] | None = None,
+        on_record: Callable[[Record], None] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self.directory = directory
@@ -142,6 +143,7 @@ class Context:
         self.step: int | None = None
         self._on_progress = on_progress
         self._on_diverged = on_diverged
+        self._on_record = on_record
         self._stop = stop or threading.Event()
 
     def progress(self, step: int, total: int, **values: float) -> None:
@@ -149,6 +151,11 @@ class Context:
         self.step = int(step)
         if self._on_progress is not None:
             self._on_progress(int(step), int(total), values)
+
+    def record(self, record: Record) -> None:
+        """Store a record now, as yielding it would: for a task that learns of its records by a callback."""
+        if self._on_record is not None:
+            self._on_record(record)
 
     def diverged(self, run: str, reason: str, step: int | None = None) -> None:
         """Mark one of the task's runs diverged, at once and for good; the others may go on."""

@@ -155,6 +155,7 @@ def carry_out(
             threads=task.threads or threads,
             on_progress=on_progress,
             on_diverged=on_diverged,
+            on_record=lambda record: _keep(record, task, store, plan, tell),
             stop=stop,
         )
         arguments = restore(canonical(dict(task.arguments)))  # what any worker would be given, here too
@@ -191,8 +192,8 @@ def _keep(record: Any, task: Task, store: Store, plan: str, tell: Callable[[Mess
         raise TypeError(f"{task.function} yielded {record!r}; it must yield Record")
     if record.run not in task.runs:
         raise ValueError(
-            f"{task.function} yielded a record of run {record.run!r}, which is not among the runs of the task: "
-            f"{', '.join(task.runs)}"
+            f"{task.function} yielded a record of run {record.run!r}, which is not among the runs of the "
+            f"task: {', '.join(task.runs)}"
         )
     if store.add_record(plan, record.run, record.name, record.values, timing=record.timing):
         told = {**record.values, **record.timing}

@@ -1,0 +1,56 @@
+"""``allometry``: the entry point, and what all commands share: exit codes and one line for what went wrong.
+
+Exit 0 when done, 2 for input that cannot be used, 1 for a failure, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from allometry import __version__
+from allometry.cli import forecast as forecast_commands
+
+app = typer.Typer(
+    name="allometry",
+    help="Forecast what a model will do at a scale you have not paid for yet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("forecast")(forecast_commands.forecast)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a person gets one sentence, ``ALLOMETRY_DEBUG=1`` gets the trace."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("Stopped. What has finished is stored; the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("ALLOMETRY_DEBUG"):
+            raise
+        print(f"allometry: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)) else 1)
+
+
+if __name__ == "__main__":
+    main()
