@@ -1,7 +1,8 @@
 """Averaged weights: an exponential moving average that forgets its start.
 
 Polyak and Juditsky, 1992; the ramp min(decay, (1 + k) / (10 + k)) is TensorFlow's and keeps the first, bad
-weights from lasting a thousand steps. Floating-point buffers are averaged too, others copied.
+weights from lasting a thousand steps. Floating-point buffers are averaged too, others copied. Averages of
+bfloat16 and float16 weights are kept in float32: a thousandth of the way is less than their last digit.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class AveragedWeights:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay, self.ramp, self.updates = decay, ramp, 0
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.state = {name: _fine(value.detach()).clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -47,7 +48,7 @@ class AveragedWeights:
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 mine.append(self.state[name])
-                theirs.append(value.detach())
+                theirs.append(_fine(value.detach()))
             else:
                 self.state[name].copy_(value)
         if mine:
@@ -72,3 +73,7 @@ class AveragedWeights:
         self.updates = int(state["updates"])
         for name, value in self.state.items():
             value.copy_(state[f"average.{name}"])
+
+
+def _fine(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
