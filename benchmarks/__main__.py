@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
             span = f"{row['ratio_low']:.1f}-{row['ratio_high']:.1f}"
             mark = "" if row["ratio"] >= row["target"] else "  below target"
-            print(f"{case.name:44s} {case.peer_name:34s} {row['ratio']:8.1f} {span:>17s} {row['target']:7.1f}{mark}")
+            print(
+                f"{case.name:44s} {case.peer_name:34s} {row['ratio']:8.1f} {span:>17s} {row['target']:7.1f}{mark}"
+            )
             sys.stdout.flush()
     for row in rows:
         if row["note"]:

@@ -19,7 +19,9 @@ from allometry import laws
 from benchmarks import Case
 
 _DELTA = 1e-3
-_BOX = np.array([(-1.0, 1.0), (0.0, 25.0), (0.0, 25.0), (0.0, 2.0), (0.0, 2.0)])  # log E, log A, log B, alpha, beta
+_BOX = np.array(
+    [(-1.0, 1.0), (0.0, 25.0), (0.0, 25.0), (0.0, 2.0), (0.0, 2.0)]
+)  # log E, log A, log B, alpha, beta
 _TRIALS = 60  # peer starts whose success is counted beforehand
 _REFITS = 8  # peer refits a call; 4000 are wanted
 
@@ -58,7 +60,9 @@ def _objective(
     return value, np.array([first[0], first[1], first[2], -(second @ n), -(third @ d)])
 
 
-def _minimise(start: np.ndarray, data: tuple[np.ndarray, ...], options: dict[str, float]) -> tuple[float, np.ndarray]:
+def _minimise(
+    start: np.ndarray, data: tuple[np.ndarray, ...], options: dict[str, float]
+) -> tuple[float, np.ndarray]:
     # The objective is of order 1e-3 and L-BFGS-B stops by absolute gradient: scaled by 1e3 it does not stop early.
     def scaled(theta: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _objective(theta, *data)
@@ -106,7 +110,9 @@ def cases() -> list[Case]:
         for start in starts[first : first + 10]:
             _minimise(start, data, chosen)
 
-    weights = np.random.default_rng(2).multinomial(len(losses), np.full(len(losses), 1 / len(losses)), size=400)
+    weights = np.random.default_rng(2).multinomial(
+        len(losses), np.full(len(losses), 1 / len(losses)), size=400
+    )
     refit = itertools.cycle(range(0, 400, _REFITS))
 
     def peer_refits() -> None:

@@ -12,7 +12,7 @@ Huber losses, ``r^2/2`` where ``|r| <= delta`` and ``delta (|r| - delta/2)`` bey
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Noise", "fit"]
 
 Array = NDArray[np.float64]
+_FEW_POINTS = 100  # up to here a fit is so cheap that its search can be thorough
 _MANY_RUNS = 30  # from here on runs are drawn with replacement; below, new noise is drawn
 
 
@@ -365,7 +366,7 @@ def fit(
     held = (best.theta <= lower) | (best.theta >= upper)
     jacobian = np.where(held[..., None], 0.0, jacobian)
     residuals = problem.log_y - law.log_prediction(best.theta, problem.features)
-    informative = weight.min(axis=0) > 0
+    informative = weight.max(axis=0) > 0
     if mask is not None:
         informative = informative & ~mask
     between, within, degrees = estimate_noise(
@@ -488,34 +489,65 @@ def _units(
 
 
 def _search(problem: Problem) -> tuple[Solution, list[list[tuple[Array, float]]]]:
-    """Best optimum of every curve, and all distinct ones within one per cent of it."""
+    """Best optimum of every curve, and all distinct ones within one per cent of it.
+
+    With few points a nearly absolute loss has local minima at its kinks: the search is then wider and ends with
+    bootstrap restarts (Wood, 2001), which refit to randomly weighted points and come back from where that leads.
+    """
     curves, size = len(problem.log_y), len(problem.lower)
+    few = len(problem.features) <= _FEW_POINTS
     starts = problem.form.starts(problem.features, problem.log_y, problem.weights)
     starts = np.clip(starts, problem.lower, problem.upper)
-    count = starts.shape[1]
-    theta, curve = starts.reshape(-1, size), np.repeat(np.arange(curves), count)
+    theta, curve = starts.reshape(-1, size), np.repeat(np.arange(curves), starts.shape[1])
     deltas = stages(problem.delta, problem.loss)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         value = problem.objective(theta, curve, deltas[0])
-    keep = _best_rows(theta, np.nan_to_num(value, nan=np.inf), curve, 10, merge=False)
+    keep = _best_rows(theta, np.nan_to_num(value, nan=np.inf), curve, 30 if few else 8, merge=False)
     theta, curve = theta[keep], curve[keep]
-    coarse = solve(problem, theta, curve, deltas=deltas[:1], iterations=12, tolerance=1e-6)
-    keep = _best_rows(coarse.theta, coarse.objective, curve, 4, merge=True)
+    coarse = solve(
+        problem, theta, curve, deltas=deltas[:1], iterations=20 if few else 6, tolerance=1e-6 if few else 1e-3
+    )
+    keep = _best_rows(coarse.theta, coarse.objective, curve, 10 if few else 3, merge=True)
     theta, curve = coarse.theta[keep], curve[keep]
-    final = solve(problem, theta, curve, deltas=deltas[1:] or deltas, iterations=100)
+    final = solve(
+        problem, theta, curve, deltas=deltas[1:] if few and len(deltas) > 1 else deltas[-1:], iterations=100
+    )
+    if few and problem.loss == "huber":
+        final, curve = _restart(problem, final, curve)
     order = np.lexsort((final.objective, curve))
     first = order[np.searchsorted(curve[order], np.arange(curves))]
     best = Solution(final.theta[first], final.objective[first], final.converged[first], final.iterations)
     optima: list[list[tuple[Array, float]]] = []
+    near = final.objective <= best.objective[curve] * 1.01 + 1e-20
     for c in range(curves):
         found: list[tuple[Array, float]] = []
-        for row in order[curve[order] == c]:
-            near = final.objective[row] <= best.objective[c] * 1.01 + 1e-20
-            fresh = all(np.abs(final.theta[row] - other).max() > 1e-3 for other, _ in found)
-            if near and fresh:
+        for row in order[(curve[order] == c) & near[order]]:
+            if all(np.abs(final.theta[row] - other).max() > 1e-3 for other, _ in found):
                 found.append((final.theta[row], float(final.objective[row])))
         optima.append(found)
     return best, optima
+
+
+def _restart(
+    problem: Problem, final: Solution, curve: NDArray[np.intp], count: int = 16
+) -> tuple[Solution, NDArray[np.intp]]:
+    """Add ``count`` bootstrap restarts a curve to the optima found so far."""
+    curves = len(problem.log_y)
+    first = _best_rows(final.theta, final.objective, curve, 1, merge=False)
+    again = np.repeat(np.arange(curves), count)
+    generator = np.random.default_rng(
+        0
+    )  # the search is part of the fit, not of its uncertainty: one fixed seed
+    shaken = generator.exponential(size=(curves * count, problem.log_y.shape[1]))
+    moved = replace(problem, log_y=problem.log_y[again], weights=problem.weights[again] * shaken)
+    away = solve(moved, np.repeat(final.theta[first], count, axis=0), np.arange(len(again)), iterations=8)
+    back = solve(problem, away.theta, again, iterations=100)
+    both = Solution(
+        np.concatenate([final.theta, back.theta]),
+        np.concatenate([final.objective, back.objective]),
+        np.concatenate([final.converged, back.converged]),
+    )
+    return both, np.concatenate([curve, again])
 
 
 def _best_rows(
@@ -561,10 +593,8 @@ def _draw(
         problem.lower, problem.upper, problem.loss, problem.delta, problem.space, problem.censored,
     )  # fmt: skip
     start = np.repeat(theta, count, axis=0)
-    refits = solve(
-        batch, start, np.arange(len(start)), deltas=stages(problem.delta, problem.loss, first=1e-2), early=3,
-        iterations=40, tolerance=1e-6,
-    )  # fmt: skip
+    # A resample's optimum is close: no stages are needed from here.
+    refits = solve(batch, start, np.arange(len(start)), iterations=40, tolerance=1e-7)
     return refits.theta.reshape(curves, count, size)
 
 

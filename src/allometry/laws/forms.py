@@ -24,6 +24,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,17 +62,17 @@ class Form(ABC):
     parameters: tuple[Parameter, ...]
     scales_target: bool = True  # whether multiplying y by a constant is a linear map of the coordinates
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters, in the order of every array."""
         return tuple(parameter.name for parameter in self.parameters)
 
-    @property
+    @cached_property
     def floor(self) -> int | None:
         """Index of the irreducible loss ``E``, or None."""
         return self.names.index("E") if "E" in self.names else None
 
-    @property
+    @cached_property
     def exponents(self) -> tuple[int, ...]:
         """Indices of the exponents."""
         return tuple(i for i, name in enumerate(self.names) if name.startswith(("alpha", "beta")))
@@ -254,15 +255,15 @@ class SumOfPowers(Form):
         return self.curvature_sparse(jacobian, features, cotangent) - outer
 
     def curvature_sparse(self, jacobian: Array, features: Array, cotangent: Array) -> Array:
-        """The part of `curvature` that is not ``-J diag(cotangent) J^T``: since f = log L, f_ij = L_ij/L - f_i f_j."""
+        """The part of `curvature` that is not ``-J diag(cotangent) J^T``: with f = log L, f_ij = L_ij/L - f_i f_j."""
         size = len(self.parameters)
         out = np.zeros((len(jacobian), size, size))
         for i, j, k in self.terms:
-            first = cotangent * jacobian[:, i]
             column = features[:, k]
-            moments = first @ np.stack([np.ones_like(column), -column, column * column], axis=1)
-            out[:, i, i], out[:, i, j], out[:, j, j] = moments.T
-            out[:, j, i] = out[:, i, j]
+            weighted = cotangent * jacobian[:, i]
+            out[:, i, i] = weighted.sum(axis=1)
+            out[:, i, j] = out[:, j, i] = weighted @ -column
+            out[:, j, j] = weighted @ (column * column)
         return out
 
     def starts(self, features: Array, log_y: Array, weights: Array) -> Array:

@@ -16,6 +16,7 @@ loss has bent, L-BFGS crawls along its kinks.  Here
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,9 +73,9 @@ class Problem:
         return value, slope, (slope == residual).astype(float)
 
     def expand(
-        self, theta: Array, curve: NDArray[np.intp], delta: float
-    ) -> tuple[Array, Array, Array, Array]:
-        """Objective ``(b,)``, gradient ``(b, p)``, Hessian and majoriser ``(b, p, p)``."""
+        self, theta: Array, curve: NDArray[np.intp], delta: float, *, majorise: bool = True
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Objective ``(b,)``, gradient ``(b, p)``, Hessian and, on request, majoriser ``(b, p, p)``."""
         log_prediction, jacobian = self.form.jacobian(theta, self.features)
         residual, prediction = self._residual(log_prediction, curve)
         weights = self.weights[curve]
@@ -82,26 +83,32 @@ class Problem:
         if self.censored is not None:
             bend = np.where(self.censored & (residual == 0), 0.0, bend)
         objective = np.einsum("bn,bn->b", weights, value)
-        slope *= weights
-        bend *= weights
-        with np.errstate(invalid="ignore", divide="ignore"):
-            majoriser = np.where(np.abs(residual) > delta, slope / residual, bend)
-        if self.loss == "squared":
-            majoriser = bend
-        if prediction is not None:  # linear space: g = exp(f), g_i = g f_i, g_ij = g (f_ij + f_i f_j)
-            slope = slope * prediction
-            bend = bend * prediction**2 + slope
-            majoriser = majoriser * prediction**2
-        gradient = np.matmul(jacobian, slope[..., None])[..., 0]
         transposed = jacobian.transpose(0, 2, 1)
+        majoriser = None
+        if majorise:
+            ratio = bend if self.loss == "squared" else delta / np.maximum(np.abs(residual), delta)
+            ratio = ratio * weights
+            if self.censored is not None:
+                ratio = np.where(self.censored & (residual == 0), 0.0, ratio)
+            if prediction is not None:
+                ratio *= prediction * prediction
+            majoriser = np.matmul(jacobian * ratio[:, None], transposed)
+        slope = slope * weights
+        bend = bend * weights
+        if prediction is not None:  # linear space: g = exp(f), g_i = g f_i, g_ij = g (f_ij + f_i f_j)
+            slope *= prediction
+            bend *= prediction * prediction
+            bend += slope
+        gradient = np.matmul(jacobian, slope[..., None])[..., 0]
         if isinstance(self.form, SumOfPowers):
             # curvature = -J diag(slope) J^T + a sparse part: fold the first into the one product
-            hessian = np.matmul(jacobian * (bend - slope)[:, None], transposed)
+            bend -= slope
+            hessian = np.matmul(jacobian * bend[:, None], transposed)
             hessian += self.form.curvature_sparse(jacobian, self.features, slope)
         else:
             hessian = np.matmul(jacobian * bend[:, None], transposed)
             hessian += self.form.curvature(theta, self.features, slope)
-        return objective, gradient, hessian, np.matmul(jacobian * majoriser[:, None], transposed)
+        return objective, gradient, hessian, majoriser
 
 
 @dataclass
@@ -119,7 +126,13 @@ def solve_positive(matrix: Array, right: Array) -> Array:
 
     The change makes the matrix positive definite, hence ``-s`` a direction of descent for ``right`` a gradient.
     """
-    batch, size = right.shape
+    size = right.shape[1]
+    if (
+        len(right) <= 32
+    ):  # LAPACK is quicker for a few, but gives up on the whole batch where one is indefinite
+        with contextlib.suppress(np.linalg.LinAlgError):
+            np.linalg.cholesky(matrix)
+            return np.linalg.solve(matrix, right[..., None])[..., 0]
     scale = np.sqrt(
         np.maximum(np.abs(np.einsum("bii->bi", matrix)), 1e-300)
     )  # unit diagonal: any units will do
@@ -145,8 +158,7 @@ def solve_positive(matrix: Array, right: Array) -> Array:
     for i in reversed(range(size)):
         for k in range(i + 1, size):
             solution[i] = solution[i] - columns[k][i] * solution[k]
-    out = np.stack(solution, axis=1) / scale
-    return out
+    return np.stack(solution, axis=1) / scale
 
 
 def stages(delta: float, loss: str, first: float = 3e-2) -> list[float]:
@@ -206,39 +218,51 @@ def _descend(
     alive = np.arange(len(start))
     theta, which = final.theta.copy(), curve
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        objective, gradient, hessian, majoriser = problem.expand(theta, which, delta)
+        objective, gradient, hessian, first = problem.expand(theta, which, delta)
+    assert first is not None
+    majoriser = first
     damping = np.full(len(start), 1e-2)
     flat = 1e-26 * problem.weights[which].sum(axis=1)
-    done = np.zeros(len(start), dtype=bool)
-    eye = np.eye(theta.shape[1])
+    diagonal = np.arange(theta.shape[1])
     iteration = 0
-    for iteration in range(1, iterations + 1):
+    while iteration < iterations:
+        iteration += 1
         # A parameter at a bound with the gradient pointing out stays there for this step (Bertsekas, 1982).
         held = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
-        free = ~held
         system = hessian + damping[:, None, None] * majoriser
-        system = np.where(free[:, :, None] & free[:, None, :], system, eye)
-        slope = np.where(free, gradient, 0.0)
-        with np.errstate(over="ignore", invalid="ignore"):
-            step = -solve_positive(system, slope)
-            step = np.clip(np.nan_to_num(step), -4.0, 4.0)
-            trial = np.clip(theta + step, lower, upper)
+        slope = gradient
+        if held.any():
+            system[held] = 0.0
+            system.transpose(0, 2, 1)[held] = 0.0
+            system[:, diagonal, diagonal] += held
+            slope = np.where(held, 0.0, gradient)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            step = solve_positive(system, slope)
+            trial = np.minimum(np.maximum(theta - np.minimum(np.maximum(step, -4.0), 4.0), lower), upper)
             moved = trial - theta
-            promised = -np.einsum("bp,bp->b", moved, gradient)
-            promised -= 0.5 * np.einsum("bi,bij,bj->b", moved, system, moved)
-            new, new_gradient, new_hessian, new_majoriser = problem.expand(trial, which, delta)
+            promised = -np.einsum(
+                "bp,bp->b", moved, gradient + 0.5 * np.matmul(system, moved[..., None])[..., 0]
+            )
+            # The majoriser only measures distance: renewed every third step, it costs a third.
+            renew = iteration % 3 == 0
+            new, new_gradient, new_hessian, new_majoriser = problem.expand(
+                trial, which, delta, majorise=renew
+            )
         gain = objective - new
         accept = gain > 0
         settled = (np.abs(promised) <= tolerance * objective + flat) & (damping < 10)
-        ratio = np.where(promised > 0, gain / np.maximum(promised, 1e-300), 0.0)
-        for old, fresh in (
-            (theta, trial), (objective, new), (gradient, new_gradient), (hessian, new_hessian),
-            (majoriser, new_majoriser),
-        ):  # fmt: skip
-            old[accept] = fresh[accept]
+        ratio = gain / np.maximum(promised, 1e-300)
+        if accept.all():
+            theta, objective, gradient, hessian = trial, new, new_gradient, new_hessian
+            majoriser = majoriser if new_majoriser is None else new_majoriser
+        else:
+            theta[accept], objective[accept] = trial[accept], new[accept]
+            gradient[accept], hessian[accept] = new_gradient[accept], new_hessian[accept]
+            if new_majoriser is not None:
+                majoriser[accept] = new_majoriser[accept]
         damping = np.where(
             accept,
-            np.where(ratio > 0.7, damping * 0.2, np.where(ratio < 0.25, damping * 3.0, damping)),
+            damping * np.where(ratio > 0.7, 0.2, np.where(ratio < 0.25, 3.0, 1.0)),
             np.maximum(damping * 6.0, 0.03),
         )
         done = settled | (damping > 1e9)
@@ -247,12 +271,11 @@ def _descend(
             final.theta[finished], final.objective[finished] = theta[done], objective[done]
             final.converged[finished] = True
             keep = ~done
-            if not keep.any():
-                alive = alive[:0]
-                break
             alive, which, damping, flat = alive[keep], which[keep], damping[keep], flat[keep]
             theta, objective, gradient = theta[keep], objective[keep], gradient[keep]
             hessian, majoriser = hessian[keep], majoriser[keep]
+            if not len(alive):
+                break
     if len(alive):
         final.theta[alive], final.objective[alive] = theta, objective
     final.iterations = iteration
