@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from allometry.study import progress
-from allometry.study.canonical import canonical, restore
+from allometry.study.canonical import message, restore
 from allometry.study.cores import usable_cores
 from allometry.study.owner import Owner
 from allometry.study.store import ENDED, Plan, Store
@@ -155,10 +155,10 @@ class _Worker:
                     self._inbox.put((self, restore(line)))
         self._inbox.put((self, None))
 
-    def _send(self, message: Message) -> None:
+    def _send(self, words: Message) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it is gone: its end of the other pipe tells so
-            self._process.stdin.write(canonical(message) + "\n")
+            self._process.stdin.write(message(words) + "\n")
             self._process.stdin.flush()
 
     def give(self, task: Task) -> None:
@@ -313,15 +313,15 @@ class _Job:
                 return False
         return True
 
-    def handle(self, task: Task, message: Message) -> bool:
-        """Take in a worker's message; True if the task has left its worker."""
-        kind = message.pop("event")
+    def handle(self, task: Task, words: Message) -> bool:
+        """Take in what a worker says; True if the task has left its worker."""
+        kind = words.pop("event")
         if kind != "ended":
-            message.pop("attempt", None)
-            message.pop("records", None)
-            self.say(kind, task, **message)
+            words.pop("attempt", None)
+            words.pop("records", None)
+            self.say(kind, task, **words)
             return False
-        outcome, reason = message["outcome"], message.get("reason")
+        outcome, reason = words["outcome"], words.get("reason")
         if outcome == "busy":
             self.running.pop(task.key, None)
             if task.key not in self.not_before:
@@ -371,11 +371,11 @@ def _in_workers(job: _Job, threads: int) -> None:
     inbox: queue.Queue[tuple[_Worker, Message | None]] = queue.Queue()
     workers: list[_Worker] = []
 
-    def take(worker: _Worker, message: Message | None) -> None:
-        if message is not None:
-            if message["event"] == "ready":
+    def take(worker: _Worker, words: Message | None) -> None:
+        if words is not None:
+            if words["event"] == "ready":
                 worker.ready = True
-            elif worker.task is not None and job.handle(worker.task, message):
+            elif worker.task is not None and job.handle(worker.task, words):
                 worker.task = None
             return
         workers.remove(worker)
@@ -428,8 +428,8 @@ def _in_process(job: _Job, threads: int) -> None:
         elif task.key not in job.not_before or job.look_again(task):
             job.start(task)
 
-            def tell(message: Message, task: Task = task) -> None:
-                job.handle(task, message)
+            def tell(words: Message, task: Task = task) -> None:
+                job.handle(task, words)
 
             ended = carry_out(task, job.store, job.plan, threads, tell, never)
             job.handle(task, {"event": "ended", **ended})

@@ -81,8 +81,8 @@ class Task:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.key) <= 120 or self.key.startswith("."):
-            raise ValueError(f"a task's key has 1 to 120 characters and no leading dot: {self.key[:80]!r}")
+        if not 0 < len(self.key) <= 200:
+            raise ValueError(f"a task's key has 1 to 200 characters, not {len(self.key)}: {self.key[:60]!r}")
         module, _, name = self.function.partition(":")
         if not module or not name or module == "__main__":
             raise ValueError(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from allometry.study.canonical import canonical, restore
+from allometry.study.canonical import canonical, digest, message, restore
 from allometry.study.store import BEAT, Run, Store
 from allometry.study.task import Context, Record, Task
 
@@ -41,9 +41,14 @@ Message = dict[str, Any]
 def task_directory(store: Store, plan: str, key: str) -> Path:
     """The folder of one task: ``plans/<first 12 digits>/<key>`` under the store's directory.
 
-    Characters that some file systems refuse are written as ``%xx``.
+    Characters that some file systems refuse are written as ``%xx``; a name too long ends in its digest.
     """
-    return store.directory / "plans" / plan[:12] / quote(key, safe="=,+@()[] ")
+    name = quote(key, safe="=,+@()[] ")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) > 150:
+        name = f"{name[:130]}~{digest(key)[:12]}"
+    return store.directory / "plans" / plan[:12] / name
 
 
 @contextlib.contextmanager
@@ -110,14 +115,14 @@ def carry_out(
     Returns
     -------
     dict
-        ``outcome`` is ``done``, ``busy`` (another living process holds a run of it), ``stopped`` or
-        ``failed``, the last with a ``reason`` in one line.
+        ``outcome`` is ``done``, ``skipped`` (all its runs have ended meanwhile), ``busy`` (another living
+        process holds one), ``stopped`` or ``failed``, the last with a ``reason`` in one line.
     """
     claimed = store.claim(plan, task.runs)
     if claimed is None:
         return {"outcome": "busy"}
     if not claimed:
-        return {"outcome": "done"}
+        return {"outcome": "skipped"}
     open_runs = {run.key: run for run in claimed}
     steps: dict[str, int] = {}
     directory = task_directory(store, plan, task.key)
@@ -265,9 +270,9 @@ def main() -> None:
 
     threading.Thread(target=listen, name="commands", daemon=True).start()
 
-    def tell(message: Message) -> None:
+    def tell(words: Message) -> None:
         try:
-            answers.write(canonical(message) + "\n")
+            answers.write(message(words) + "\n")
             answers.flush()
         except OSError:
             os._exit(1)
