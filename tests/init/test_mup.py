@@ -12,6 +12,8 @@ from torch import nn
 
 from allometry.init.mup import apply_, roles
 from allometry.init.widths import width_dims
+from allometry.models.gpt import GPT, GPTConfig
+from allometry.optim.adamw import AdamWIndependent
 from allometry.optim.groups import Role, param_groups
 
 BASE, WIDTH = 16, 128
@@ -209,6 +211,9 @@ def test_tied_table_keeps_its_values_and_divides_once():
     rule = roles(ours, optimizer="sgd")
     assert rule["table.weight"] == rule["head.weight"] == Role(8.0, 1 / 8, "shared")
     assert len(param_groups(ours, 0.1, rule)[0]["params"]) == 1
+    shapes = {name: tuple(parameter.shape) for name, parameter in Tied(BASE).named_parameters()}
+    assert list(shapes) == ["table.weight"]
+    assert width_dims(Tied(WIDTH), shapes) == width_dims(Tied(WIDTH), Tied(BASE))
 
 
 def test_copies_keys_and_functional_calls():
@@ -235,6 +240,41 @@ def test_loaded_weights_are_left_alone():
     apply_(again, mlp(BASE), rescale=False)
     inputs = torch.randn(4, 10)
     assert torch.equal(again(inputs), trained(inputs))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_reference_language_model(tied):
+    """How a ladder builds one of its members: base on the meta device, independent decay."""
+
+    def build(width):
+        return GPT(GPTConfig(width=width, depth=2, context=8, vocab_size=32, tie_embeddings=tied))
+
+    with torch.device("meta"):
+        base, delta = build(64), build(128)
+    model = apply_(build(256), base, delta)
+    rule = roles(model, optimizer="adam", decay="independent")
+    groups = param_groups(model, 0.01, rule, weight_decay=0.001)
+    optimizer = AdamWIndependent(groups)
+    assert {group["lr"] for group in groups} == {0.01, 0.01 / 4}
+    assert {group["independent_weight_decay"] for group in optimizer.param_groups} == {0.0, 0.001}
+    names = {id(p): name for name, p in model.named_parameters()}
+    decaying = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    slower = {names[id(p)] for group in groups if group["lr"] < 0.01 for p in group["params"]}
+    matrices = {
+        f"blocks.{i}.{name}.weight"
+        for i in (0, 1)
+        for name in ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
+    }
+    assert slower == matrices
+    assert decaying == matrices | (set() if tied else {"head.weight"})
+    tokens = torch.randint(32, (4, 9))
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_zero_stays_zero():

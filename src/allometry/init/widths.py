@@ -94,8 +94,9 @@ def width_dims(
     for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    base_shapes = _shapes(base, shapes, "base")
-    other_shapes = shapes if delta is None else _shapes(delta, shapes, "delta")
+    ties = [aliases for aliases in names.values() if len(aliases) > 1]
+    base_shapes = _shapes(base, shapes, ties, "base")
+    other_shapes = shapes if delta is None else _shapes(delta, shapes, ties, "delta")
     sides = _sides(model)
 
     found: dict[str, WidthInfo] = {}
@@ -121,12 +122,18 @@ def width_dims(
 
 
 def _shapes(
-    other: nn.Module | Mapping[str, Sequence[int]], shapes: Mapping[str, tuple[int, ...]], what: str
+    other: nn.Module | Mapping[str, Sequence[int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    ties: Sequence[Sequence[str]],
+    what: str,
 ) -> dict[str, tuple[int, ...]]:
     if isinstance(other, nn.Module):
         found = {name: tuple(p.shape) for name, p in other.named_parameters(remove_duplicate=False)}
     else:
         found = {name: tuple(shape) for name, shape in other.items()}
+        for aliases in ties:  # a mapping made from named_parameters() has one of a tied parameter's names
+            known = [found[alias] for alias in aliases if alias in found]
+            found |= {alias: known[0] for alias in aliases if known and alias not in found}
     if set(found) != set(shapes):
         odd = sorted(set(found) ^ set(shapes))
         raise ValueError(
