@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,17 @@ def test_two_processes_share_the_work_and_double_none(tmp_path: Path) -> None:
     assert sum(int(out.split()[0]) for out, _ in told) == 6
     starts = Counter((tmp_path / "log.txt").read_text().split("\n")[:-1])
     assert starts == {f"start run{n}": 1 for n in range(6)}
+
+
+def test_workers_commit_to_a_server(
+    fresh_schema: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store(fresh_schema()) as store:
+        plan = store.put_plan("kind", {}, {})
+        assert execute(counts(tmp_path, 6), store, plan, workers=2, display=None).ok
+        assert numbers(store, plan) == undisturbed(tmp_path / "calm")
+        assert (tmp_path / ".allometry" / "plans" / plan[:12] / "run0" / "state.json").exists()
 
 
 @LINUX

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,17 @@ from allometry.study import Store, StoreError
 from allometry.study import store as store_module
 from allometry.study.database import run_table
 from allometry.study.owner import Owner
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Every promise is kept on both."""
+    if request.param == "sqlite":
+        opened = Store(tmp_path / "store.db")
+    else:
+        opened = Store(request.getfixturevalue("fresh_schema")(), directory=tmp_path)
+    with opened:
+        yield opened
 
 
 def test_study_imports_without_torch() -> None:
@@ -271,10 +283,28 @@ class TestOpening:
         assert len({child.communicate()[0] for child in children}) == 1
         assert [child.returncode for child in children] == [0, 0, 0]
 
-    def test_commits_wait_for_the_disk_in_write_ahead_mode(self, store: Store) -> None:
-        with store._database.reading() as connection:
+    def test_commits_wait_for_the_disk_in_write_ahead_mode(self, tmp_path: Path) -> None:
+        with Store(tmp_path / "store.db") as store, store._database.reading() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+    def test_many_may_make_the_tables_of_a_server_at_once(self, fresh_schema: Callable[[], str]) -> None:
+        for _ in range(3):
+            url = fresh_schema()
+
+            def put(_: int, url: str = url) -> str:
+                with Store(url) as store:
+                    return store.put_plan("kind", {}, {})
+
+            with ThreadPoolExecutor(6) as pool:
+                assert len(set(pool.map(put, range(6)))) == 1
+
+    def test_a_server_that_is_not_there_is_one_sentence_without_the_password(self) -> None:
+        pytest.importorskip("psycopg")
+        with pytest.raises(StoreError, match=r"cannot be used: .*refused") as caught:
+            Store("postgresql://me:secret@127.0.0.1:1/db")
+        assert "secret" not in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
     @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 8000])
     def test_a_file_that_is_no_database(self, tmp_path: Path, content: bytes) -> None:
