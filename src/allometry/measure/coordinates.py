@@ -15,7 +15,6 @@ Three steps suffice and convergence means nothing here. Widths below 64 bend the
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -222,29 +221,27 @@ def _run(
             optimizer.zero_grad()
             loss(_logits(_call(model, inputs)), targets).backward()
             optimizer.step()
-        outputs = _outputs(model, batches[0][0], patterns)
-        first = first or outputs
-        for name, output in outputs.items():
-            delta = output - first[name]
-            yield step, name, _rms(output), _rms(delta), tuple(output.shape)
+        for name, measured in _probe(model, batches[0][0], patterns, first).items():
+            yield step, name, *measured
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: Any, patterns: Sequence[re.Pattern[str]] | None) -> dict[str, Tensor]:
-    """What each module returns for the probe batch, by name; dropout draws the same mask at every step."""
-    found: dict[str, Tensor] = {}
-    with torch.random.fork_rng(), _listening(model, found, patterns):
-        torch.manual_seed(0)
-        output = _logits(_call(model, inputs))
-    if patterns is None or any(pattern.search(LOGITS) for pattern in patterns):
-        found[LOGITS] = output.detach().clone()
-    return found
+def _probe(
+    model: nn.Module, inputs: Any, patterns: Sequence[re.Pattern[str]] | None, first: dict[str, Tensor]
+) -> dict[str, tuple[float, float, tuple[int, ...]]]:
+    """Each module's (rms, rms of the change, shape) on the probe batch; ``first`` fills at the first call.
 
+    Dropout draws the same mask every time. Sizes are taken while the model runs, before anything downstream
+    can write into an output.
+    """
+    found: dict[str, tuple[float, float, tuple[int, ...]]] = {}
 
-@contextmanager
-def _listening(
-    model: nn.Module, found: dict[str, Tensor], patterns: Sequence[re.Pattern[str]] | None
-) -> Iterator[None]:
+    def take(name: str, output: Tensor) -> None:
+        start = first.get(name)
+        if start is None:
+            start = first[name] = output.detach().clone()
+        found[name] = (_rms(output), _rms(output - start), tuple(output.shape))
+
     handles = []
     for name, module in model.named_modules():
         if not name or (patterns is not None and not any(pattern.search(name) for pattern in patterns)):
@@ -253,14 +250,19 @@ def _listening(
         def keep(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
             output = output[0] if isinstance(output, tuple) and output else output
             if isinstance(output, Tensor) and output.is_floating_point():
-                found[name] = output.detach().clone()
+                take(name, output)
 
         handles.append(module.register_forward_hook(keep))
     try:
-        yield
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            output = _logits(_call(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
+    if patterns is None or any(pattern.search(LOGITS) for pattern in patterns):
+        take(LOGITS, output)
+    return found
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
@@ -286,7 +288,7 @@ def _default_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _rms(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item()
+    return torch.linalg.vector_norm(x, dtype=torch.float64).item() / max(x.numel(), 1) ** 0.5
 
 
 def _slopes(table: "pandas.DataFrame", hidden: set[str]) -> "pandas.DataFrame":
