@@ -167,6 +167,22 @@ def test_a_model_that_looks_at_values_runs_once_for_real():
         complexity(model.to("meta"), torch.ones(3, 4))
 
 
+def test_a_router_sends_each_example_to_one_expert():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 6) for _ in range(3))
+
+        def forward(self, x):
+            choice, out = x[:, :3].argmax(dim=1), x.new_zeros(len(x), 6)
+            for index, expert in enumerate(self.experts):
+                (rows,) = torch.where(choice == index)
+                out[rows] = expert(x[rows])
+            return out
+
+    assert complexity(Routed(), torch.randn(10, 4)).macs == 10 * 24
+
+
 def test_which_parameters_are_the_head():
     body = nn.Sequential(nn.Embedding(10, 10), nn.Linear(10, 10, bias=False), nn.Linear(10, 12, bias=False))
     assert count_parameters(body).head == 0

@@ -21,7 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -107,7 +111,7 @@ def complexity(model: nn.Module, inputs: Any) -> Complexity:
     args, kwargs = _arguments(inputs)
     try:
         counter = _count(model, args, kwargs, fake=True)
-    except DataDependentOutputException:
+    except (DataDependentOutputException, DynamicOutputShapeException):
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError(
                 "the forward pass looks at values, and on the meta device there are none; build the model on "
