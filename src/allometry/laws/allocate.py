@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from allometry.laws.forms import Array, Chinchilla, Form, Kaplan, get_form
 
@@ -73,14 +74,14 @@ def compute_optimal(
     if missing:
         raise ValueError(f"the {law.name} form also needs {missing}; parameters given: {sorted(params)}")
     theta = law.to_coordinates(np.array([[params[name] for name in law.names]]))
-    log_n, log_d, log_loss = optimal_coordinates(law, theta, flops, method=method, **fixed)
+    log_n, log_d, log_loss = optimal_coordinates(law, theta, flops, method=method, fixed=fixed)
     return Allocation(
         float(np.exp(log_n[0])), float(np.exp(log_d[0])), float(np.exp(log_loss[0])), float(flops)
     )
 
 
 def optimal_coordinates(
-    form: Form, theta: Array, flops: float, *, method: str = "auto", **fixed: float
+    form: Form, theta: Array, flops: float, *, method: str = "auto", fixed: dict[str, float]
 ) -> tuple[Array, Array, Array]:
     """Log parameters, log tokens and log loss, each ``(batch,)``, at the optimum of every row of ``theta``."""
     if "params" not in form.inputs or "tokens" not in form.inputs:
@@ -101,10 +102,7 @@ def optimal_coordinates(
         log_n = (np.log(ratio) + ratio * theta[:, 0] + budget - theta[:, 1]) / (1.0 + ratio)
     else:
         log_n = _minimise_on_line(form, theta, budget, fixed)
-    loss = np.array([
-        form.log_prediction(theta[i : i + 1], _line(form, log_n[i : i + 1], budget, fixed))[0, 0]
-        for i in range(len(theta))
-    ]) if len(theta) == 1 else _diagonal(form, theta, log_n, budget, fixed)  # fmt: skip
+    loss = _diagonal(form, theta, log_n, budget, fixed)
     return log_n, budget - log_n, loss
 
 
@@ -172,7 +170,9 @@ def apportion(total: int, weights: Sequence[float], minimum: int = 0) -> list[in
     return [int(value) + int(minimum) for value in whole]
 
 
-def allocate(gains: Any, unit_cost: Any, budget: float, floor: int = 0, cap: int | None = None) -> Array:
+def allocate(
+    gains: Any, unit_cost: Any, budget: float, floor: int = 0, cap: int | None = None
+) -> NDArray[np.intp]:
     """Units for each of several items under one budget, by the best gain per cost at every step.
 
     Parameters

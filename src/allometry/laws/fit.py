@@ -134,7 +134,7 @@ class Fit:
         ``fixed`` names further inputs of the form, such as ``unique_tokens``.
         """
         thetas = np.concatenate([self.theta[None], self.theta_draws])
-        answers = np.exp(optimal_coordinates(self.form, thetas, flops, **fixed))
+        answers = np.exp(optimal_coordinates(self.form, thetas, flops, fixed=fixed))
         point = [float(value) for value in answers[:, 0]]
         intervals: list[Interval | None] = [None, None, None]
         if len(self.theta_draws):
@@ -362,10 +362,17 @@ def fit(
     curves = len(log_y)
     runs = int(labels.max()) + 1
     chosen = resampling if resampling != "auto" else ("pairs" if runs >= _MANY_RUNS else "noise")
-    jacobian = law.jacobian(best.theta, problem.features)[1]
-    held = (best.theta <= lower) | (best.theta >= upper)
+    # Noise is taken from a least-squares companion: the traces in estimate_noise are those of its residuals, while
+    # a nearly absolute loss leaves larger ones.
+    companion = best
+    if loss == "huber" and chosen == "noise":
+        squared = replace(problem, loss="squared")
+        companion = solve(squared, best.theta, np.arange(curves), iterations=30, tolerance=1e-8)
+    jacobian = law.jacobian(companion.theta, problem.features)[1]
+    held = (companion.theta <= lower) | (companion.theta >= upper)
     jacobian = np.where(held[..., None], 0.0, jacobian)
-    residuals = problem.log_y - law.log_prediction(best.theta, problem.features)
+    residuals = problem.log_y - law.log_prediction(companion.theta, problem.features)
+    held = (best.theta <= lower) | (best.theta >= upper)
     informative = weight.max(axis=0) > 0
     if mask is not None:
         informative = informative & ~mask
@@ -625,6 +632,14 @@ def _invert(
     return np.where(never, np.inf, np.where(always, -np.inf, 0.5 * (low + high)))
 
 
+def _apart(one: Fit, other: Mapping[str, float]) -> bool:
+    """Whether another optimum foretells something else: 2 % at ten times the largest scales measured."""
+    far = one.log_x.max(axis=0, keepdims=True) + np.log(10.0)
+    theta = one.form.to_coordinates(np.array([list(one.params.values()), list(other.values())]))
+    here, there = one.form.log_prediction(theta, far)[:, 0]
+    return bool(abs(here - there) > 0.02)
+
+
 def _warnings(
     one: Fit, held: NDArray[np.bool_], bounds: Mapping[str, tuple[float, float]] | None
 ) -> list[str]:
@@ -651,6 +666,9 @@ def _warnings(
         low = np.quantile(one.draws[:, floor], 0.05) if len(one.theta_draws) else one.params[names[floor]]
         if low <= 1e-6 * scale:
             said.append("The interval of the floor E reaches zero: the data do not show where the loss ends.")
-    if len(one.optima) > 1:
-        said.append(f"{len(one.optima)} distinct optima lie within 1 % of the best objective (see optima).")
+    apart = [o for o in one.optima[1:] if _apart(one, o["params"])]
+    if apart:
+        said.append(
+            f"{1 + len(apart)} clearly different optima lie within 1 % of the best objective (see optima)."
+        )
     return said

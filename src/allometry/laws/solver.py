@@ -132,7 +132,7 @@ def solve_positive(matrix: Array, right: Array) -> Array:
     ):  # LAPACK is quicker for a few, but gives up on the whole batch where one is indefinite
         with contextlib.suppress(np.linalg.LinAlgError):
             np.linalg.cholesky(matrix)
-            return np.linalg.solve(matrix, right[..., None])[..., 0]
+            return np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0], dtype=np.float64)
     scale = np.sqrt(
         np.maximum(np.abs(np.einsum("bii->bi", matrix)), 1e-300)
     )  # unit diagonal: any units will do

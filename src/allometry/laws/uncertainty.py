@@ -128,7 +128,9 @@ def estimate_noise(residuals: Array, jacobian: Array, run: NDArray[np.intp]) -> 
 def resample_weights(run: NDArray[np.intp], count: int, generator: np.random.Generator) -> Array:
     """Multiplicities ``(count, n)`` of every point when whole runs are drawn with replacement."""
     runs = int(run.max()) + 1
-    counts = generator.multinomial(runs, np.full(runs, 1.0 / runs), size=count)
+    picks = generator.integers(0, runs, size=(count, runs))
+    picks += runs * np.arange(count)[:, None]
+    counts = np.bincount(picks.ravel(), minlength=count * runs).reshape(count, runs)
     return counts[:, run].astype(float)
 
 
@@ -224,7 +226,7 @@ def coverage(
     design: Any,
     target: Any,
     *,
-    run: Sequence[Any] | Array,
+    run: Sequence[Any] | NDArray[Any],
     between: float = 0.01,
     within: float = 0.004,
     simulations: int = 200,
