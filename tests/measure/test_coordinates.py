@@ -7,6 +7,7 @@ from torch import nn
 from allometry.init.mup import apply_, roles
 from allometry.init.widths import width_dims
 from allometry.measure.coordinates import LOGITS, coordinate_check
+from allometry.models.gpt import GPT, GPTConfig
 from allometry.models.mlp import MLP
 from allometry.optim.groups import Role, param_groups
 
@@ -66,6 +67,22 @@ def test_transformers(build):
     assert not standard.passed
     # with Adam every entry of a hidden matrix moves by the rate, and n of them add up
     assert standard.slopes[["rms", "rms_delta"]].max().max() > 0.7
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_reference_language_model(correct):
+    def build(width, generator=None):
+        return GPT(GPTConfig(width=width, depth=1, vocab_size=VOCABULARY, context=16), generator=generator)
+
+    def make(width, generator):
+        return apply_(build(width, generator), build(64), build(128)) if correct else build(width, generator)
+
+    def optimizer(model):
+        return torch.optim.AdamW(param_groups(model, 0.01, roles(model) if correct else None))
+
+    batches = [(inputs["input_ids"], targets) for inputs, targets in sentences()]
+    check = coordinate_check(make, (64, 128, 256), batches, make_optimizer=optimizer)
+    assert check.passed == correct, check.reasons
 
 
 def test_kinds_of_a_tied_gpt2():
