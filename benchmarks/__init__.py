@@ -1,7 +1,7 @@
 """Each peer beside us in one process, alternately, as ratios: ``python -m benchmarks --help``.
 
-A file here offers ``cases()``, which returns `Case` objects.  Absolute times depend on the machine and on who else uses
-it; ratios of medians, measured in turn, do not.
+A file here offers ``cases()``, which returns `Case` objects.  Absolute times depend on the machine and on who
+else uses it; ratios of medians, measured in turn, do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run the benchmarks: every case ours, peer, ours, peer, and so on, after one call of each that does not count."""
+"""Run the benchmarks: every case ours, peer, ours, peer, and so on, after a warm-up call of each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before NumPy loads: one thread for everyone
 
-import benchmarks
-from benchmarks import Case
+import benchmarks  # noqa: E402
+from benchmarks import Case  # noqa: E402
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -28,7 +28,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Times of one case and the ratio peer / ours: of the medians, and the least and greatest of the rounds."""
+    """Times of one case and the ratio peer / ours: of the medians, and its range over the rounds."""
     case.ours()
     case.peer()
     ours, peer = [], []
@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
             span = f"{row['ratio_low']:.1f}-{row['ratio_high']:.1f}"
             mark = "" if row["ratio"] >= row["target"] else "  below target"
             print(
-                f"{case.name:44s} {case.peer_name:34s} {row['ratio']:8.1f} {span:>17s} {row['target']:7.1f}{mark}"
+                f"{case.name:44s} {case.peer_name:34s} {row['ratio']:8.1f} {span:>17s} "
+                f"{row['target']:7.1f}{mark}"
             )
             sys.stdout.flush()
     for row in rows:

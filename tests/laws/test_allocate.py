@@ -24,7 +24,8 @@ def test_closed_form_is_the_minimum_on_the_line(form, flops):
 
 
 def test_published_law_asks_for_about_twenty_tokens_a_parameter():
-    # Besiroglu et al., 2024: their refit agrees with the 20 tokens per parameter that Chinchilla was trained with.
+    # Besiroglu et al., 2024: their refit agrees with the 20 tokens per parameter that Chinchilla was trained
+    # with.
     best = laws.compute_optimal("chinchilla", LAWS["chinchilla"], 5.76e23)
     assert 15 < best.tokens_per_param < 25
 
@@ -44,7 +45,8 @@ def test_optimal_carries_intervals_from_the_draws():
     y = (1.8 + 482 * n**-0.35 + 2085 * d**-0.36) * np.exp(0.003 * generator.normal(size=9))
     best = laws.fit("chinchilla", {"N": n, "D": d}, y, resamples=200).optimal(1e21)
     for value, interval in (
-        (best.params, best.params_interval), (best.tokens, best.tokens_interval), (best.loss, best.loss_interval),
+        (best.params, best.params_interval), (best.tokens, best.tokens_interval),
+        (best.loss, best.loss_interval),
     ):  # fmt: skip
         assert interval.low < value < interval.high
 

@@ -1,4 +1,4 @@
-"""Which form: a floor is found where there is one and refused where there is none; backtests tell their error."""
+"""Which form: a floor is found where there is one and not where there is none; backtests."""
 
 import numpy as np
 import pytest

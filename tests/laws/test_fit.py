@@ -18,7 +18,7 @@ COLUMNS = {"params": N, "tokens": D}
 TRUTH = {"E": 1.7, "A": 400.0, "B": 1500.0, "alpha": 0.33, "beta": 0.36}
 
 
-def chinchilla(n, d, E, A, B, alpha, beta):  # noqa: N803
+def chinchilla(n, d, E, A, B, alpha, beta):
     return E + A * n**-alpha + B * d**-beta
 
 
@@ -31,7 +31,7 @@ def noisy(seed: int = 0, scale: float = 0.01) -> np.ndarray:
     E=st.floats(0.3, 2.0), size=st.floats(0.3, 2.0), data=st.floats(0.3, 2.0),
     alpha=st.floats(0.2, 0.7), beta=st.floats(0.2, 0.7), loss=st.sampled_from(["huber", "squared"]),
 )  # fmt: skip
-def test_noise_free_parameters_are_recovered(E, size, data, alpha, beta, loss):  # noqa: N803
+def test_noise_free_parameters_are_recovered(E, size, data, alpha, beta, loss):
     truth = {"E": E, "A": size * 1e8**alpha, "B": data * 1e10**beta, "alpha": alpha, "beta": beta}
     found = laws.fit("chinchilla", COLUMNS, chinchilla(N, D, **truth), resamples=0, loss=loss).params
     for name, value in truth.items():
@@ -258,8 +258,8 @@ def test_what_cannot_be_learned_is_said():
 @pytest.mark.parametrize(
     ("columns", "y", "options", "message"),
     [
-        (COLUMNS, np.where(N == N[0], np.nan, 2.0), {}, "positive and finite"),
-        (COLUMNS, np.where(N == N[0], -1.0, 2.0), {}, "positive and finite"),
+        (COLUMNS, np.where(N[0] == N, np.nan, 2.0), {}, "positive and finite"),
+        (COLUMNS, np.where(N[0] == N, -1.0, 2.0), {}, "positive and finite"),
         ({"params": N[:4], "tokens": D[:4]}, noisy()[:4], {}, "5 parameters and only 4 points"),
         (COLUMNS, noisy()[:-1], {}, "scales have 16 points"),
         (COLUMNS, noisy(), {"run": [1, 2]}, "one run for each"),
@@ -287,7 +287,8 @@ def test_batched_factorisation_agrees_with_numpy():
 
 def test_importing_laws_costs_numpy_alone():
     code = (
-        "import sys, time, numpy; begin = time.perf_counter(); import allometry.laws; spent = time.perf_counter() - begin;"
+        "import sys, time, numpy; begin = time.perf_counter(); import allometry.laws;"
+        "spent = time.perf_counter() - begin;"
         "print(spent, [name for name in ('scipy', 'pandas', 'torch', 'matplotlib') if name in sys.modules])"
     )
     out = subprocess.run(

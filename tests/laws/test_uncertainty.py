@@ -13,7 +13,8 @@ def test_intervals_cover_what_they_promise_at_eight_times_the_compute(name):
     scenario = next(one for one in scenarios() if one.name == name)
     design, run = ladder(scenario.seeds)
     found = laws.coverage(
-        scenario.truth, "chinchilla", design, TARGET, run=run, between=scenario.between, within=scenario.within,
+        scenario.truth, "chinchilla", design, TARGET,
+        run=run, between=scenario.between, within=scenario.within,
         simulations=120, resamples=120, random_state=11,
     )  # fmt: skip
     # Nominal 0.90; the standard error over 120 simulations is 0.027.

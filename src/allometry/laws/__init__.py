@@ -1,6 +1,7 @@
 """Laws of scale: forms, one robust batched fit, honest intervals, and what they imply for a budget.
 
-This room knows nothing of training.  Importing it costs NumPy alone; SciPy and pandas load where they are used.
+This room knows nothing of training.  Importing it costs NumPy alone; SciPy and pandas load where they are
+used.
 """
 
 import importlib
@@ -8,26 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from allometry.laws.allocate import Allocation, allocate, apportion, compute_optimal
-    from allometry.laws.compare import aicc, backtest, compare_forms
+    from allometry.laws.compare import Backtest, aicc, backtest, compare_forms
     from allometry.laws.fit import Fit, Noise, fit
     from allometry.laws.forms import (
-        BrokenPowerLaw, Chinchilla, Form, Kaplan, Parameter, PowerLaw, PowerLawOffset, get_form,
+        BrokenPowerLaw,
+        Chinchilla,
+        Form,
+        Kaplan,
+        Parameter,
+        PowerLaw,
+        PowerLawOffset,
+        get_form,
     )  # fmt: skip
     from allometry.laws.repetition import DataConstrained
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
 
 _HOMES = {
     "Allocation": "allocate", "allocate": "allocate", "apportion": "allocate", "compute_optimal": "allocate",
-    "aicc": "compare", "backtest": "compare", "compare_forms": "compare",
+    "Backtest": "compare", "aicc": "compare", "backtest": "compare", "compare_forms": "compare",
     "Fit": "fit", "Noise": "fit", "fit": "fit",
-    "BrokenPowerLaw": "forms", "Chinchilla": "forms", "Form": "forms", "Kaplan": "forms", "Parameter": "forms",
-    "PowerLaw": "forms", "PowerLawOffset": "forms", "get_form": "forms",
+    "BrokenPowerLaw": "forms", "Chinchilla": "forms", "Form": "forms", "Kaplan": "forms",
+    "Parameter": "forms", "PowerLaw": "forms", "PowerLawOffset": "forms", "get_form": "forms",
     "DataConstrained": "repetition",
     "Interval": "uncertainty", "bootstrap": "uncertainty", "coverage": "uncertainty",
 }  # fmt: skip
 
 __all__ = [
-    "Allocation", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit", "Form", "Interval", "Kaplan", "Noise",
+    "Allocation", "Backtest", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit", "Form", "Interval",
+    "Kaplan", "Noise",
     "Parameter", "PowerLaw", "PowerLawOffset", "aicc", "allocate", "apportion", "backtest", "bootstrap",
     "compare_forms", "compute_optimal", "coverage", "fit", "get_form",
 ]  # fmt: skip
@@ -45,6 +54,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# A function that shares its file's name must be bound after the file is imported, or the file would shadow it.
+# A function that shares its file's name must be bound after the file is imported, or the file would shadow
+# it.
 from allometry.laws.allocate import allocate  # noqa: E402
 from allometry.laws.fit import fit  # noqa: E402

@@ -1,7 +1,8 @@
 """How to spend a budget: parameters against tokens at fixed FLOPs, and whole units by largest remainder.
 
-Compute-optimal training: Hoffmann et al., 2022, arXiv:2203.15556 (equation 4), with training FLOPs = 6 N D (Kaplan et
-al., 2020, arXiv:2001.08361).  Forms without a closed answer are minimised along the line log N + log D = log(C/6).
+Compute-optimal training: Hoffmann et al., 2022, arXiv:2203.15556 (equation 4), with training FLOPs = 6 N D
+(Kaplan et al., 2020, arXiv:2001.08361).  Forms without a closed answer are minimised along the line log N +
+log D = log(C/6).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["Allocation", "allocate", "apportion", "compute_optimal"]
 
 @dataclass(frozen=True)
 class Allocation:
-    """The cheapest way to a loss at ``flops`` = 6 x ``params`` x ``tokens``; intervals where a fit has draws."""
+    """The best split of ``flops`` = 6 x ``params`` x ``tokens``; intervals where a fit has draws."""
 
     params: float
     tokens: float
@@ -83,7 +84,7 @@ def compute_optimal(
 def optimal_coordinates(
     form: Form, theta: Array, flops: float, *, method: str = "auto", fixed: dict[str, float]
 ) -> tuple[Array, Array, Array]:
-    """Log parameters, log tokens and log loss, each ``(batch,)``, at the optimum of every row of ``theta``."""
+    """Log parameters, log tokens and log loss, each ``(batch,)``, at the optimum of each row."""
     if "params" not in form.inputs or "tokens" not in form.inputs:
         raise ValueError(f"the {form.name} form has inputs {form.inputs}; an optimum needs params and tokens")
     if not (np.isfinite(flops) and flops > 0):
@@ -122,7 +123,7 @@ def _diagonal(form: Form, theta: Array, log_n: Array, budget: float, fixed: dict
 
 
 def _minimise_on_line(form: Form, theta: Array, budget: float, fixed: dict[str, float]) -> Array:
-    """Grid, then golden section for each row: the optimum may lie anywhere between one parameter and one token."""
+    """Grid, then golden section for each row: anywhere between one parameter and one token."""
     grid = np.linspace(0.0, budget, 241)
     values = form.log_prediction(theta, _line(form, grid, budget, fixed))
     best = np.clip(np.argmin(values, axis=1), 1, len(grid) - 2)
@@ -178,8 +179,8 @@ def allocate(
     Parameters
     ----------
     gains : array (items, levels)
-        Gain of the k-th further unit of each item.  Greedy is optimal where gains fall along a row and costs are
-        equal; otherwise it is the usual knapsack heuristic.
+        Gain of the k-th further unit of each item.  Greedy is optimal where gains fall along a row and costs
+        are equal; otherwise it is the usual knapsack heuristic.
     unit_cost : array (items,) or float
         Cost of one unit of each item.
     budget : float

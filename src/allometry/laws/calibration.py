@@ -1,9 +1,9 @@
 """Do the intervals keep their promise?  ``python -m allometry.laws.calibration --out evidence/laws``.
 
-Losses are simulated on the default ladder (four sizes, two seeds, four horizons read off each run) and the law is
-asked for a model of four times the largest size and twice the longest horizon.  A table says how often its 90 %
-intervals hold the truth (mean) or a new run (prediction), and how wide they are, also where the promise must fail: when
-the truth has another form than the one that is fitted.
+Losses are simulated on the default ladder (four sizes, two seeds, four horizons read off each run) and the
+law is asked for a model of four times the largest size and twice the longest horizon.  A table says how often
+its 90 % intervals hold the truth (mean) or a new run (prediction), and how wide they are, also where the
+promise must fail: when the truth has another form than the one that is fitted.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def calibration_table(
     random_state: int = 0,
     losses: tuple[str, ...] = ("huber", "squared"),
 ) -> pandas.DataFrame:
-    """Coverage and median relative width of 90 % intervals at the target, a row for each scenario and loss."""
+    """Coverage and median relative width of 90 % intervals at the target, by scenario and loss."""
     import pandas
 
     rows = []
@@ -106,7 +106,8 @@ def calibration_table(
         design, run = ladder(scenario.seeds)
         for loss in losses:
             found = coverage(
-                scenario.truth, "chinchilla", design, TARGET, run=run, between=scenario.between, within=scenario.within,
+                scenario.truth, "chinchilla", design, TARGET,
+                run=run, between=scenario.between, within=scenario.within,
                 simulations=simulations, resamples=resamples, random_state=random_state, loss=loss,
             )  # fmt: skip
             rows.append({"scenario": scenario.name, "loss": loss} | found)
@@ -133,22 +134,23 @@ def main(arguments: list[str] | None = None) -> None:
         f"Made by `python -m allometry.laws.calibration --simulations {chosen.simulations} --resamples "
         f"{chosen.resamples} --seed {chosen.seed}`. Ladder: {len(SIZES)} sizes "
         f"({SIZES[0]:.0f} to {SIZES[-1]:.0f} parameters), {len(HORIZONS)} horizons ({HORIZONS[0]:.2g} to "
-        f"{HORIZONS[-1]:.2g} tokens) read off each run, two seeds a size unless said. Target: {TARGET['params']:.2g} "
-        f"parameters, {TARGET['tokens']:.2g} tokens. Fitted: chinchilla. Nominal coverage 0.90; its standard error "
-        f"over these simulations is {error:.3f}. Widths are medians, relative to the true loss.",
+        f"{HORIZONS[-1]:.2g} tokens) read off each run, two seeds a size unless said. "
+        f"Target: {TARGET['params']:.2g} parameters, {TARGET['tokens']:.2g} tokens. Fitted: chinchilla. "
+        f"Nominal coverage 0.90; its standard error over these simulations is {error:.3f}. "
+        "Widths are medians, relative to the true loss.",
         "",
         "| truth and noise | loss | mean: coverage | width | prediction: coverage | width | median error |",
         "|---|---|---|---|---|---|---|",
     ]
     for _, row in table.iterrows():
-        lines.append(
-            f"| {row['scenario']} | {row['loss']} | {row['mean coverage']:.3f} | {row['mean width']:.3f} "
-            f"| {row['prediction coverage']:.3f} | {row['prediction width']:.3f} | {row['median error']:.4f} |"
-        )
+        names = ("mean coverage", "mean width", "prediction coverage", "prediction width", "median error")
+        figures = " | ".join(f"{row[name]:.3f}" for name in names)
+        lines.append(f"| {row['scenario']} | {row['loss']} | {figures} |")
     lines += [
         "",
-        "Intervals resample noise, not forms: where the truth is another law, nothing in the resamples says so and "
-        "coverage falls as far as the last rows show. `laws.compare_forms` and `laws.backtest` are the guard.",
+        "Intervals resample noise, not forms: where the truth is another law, nothing in the resamples says "
+        "so and coverage falls as far as the last rows show. `laws.compare_forms` and `laws.backtest` are "
+        "the guard.",
     ]
     (chosen.out / "coverage.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -1,8 +1,9 @@
 """Which form?  The one that foretells the largest runs best when fitted without them.
 
-A law is wanted for scales beyond the data, so forms are judged by extrapolation: leave out the largest rung, fit the
-rest, predict it.  Fit within the data (AICc: Hurvich and Tsai, 1989) stands beside it and breaks ties.  Forms are also
-judged within scatter: a form is not preferred for an error that differs by less than the data's own noise.
+A law is wanted for scales beyond the data, so forms are judged by extrapolation: leave out the largest rung,
+fit the rest, predict it.  Fit within the data (AICc: Hurvich and Tsai, 1989) stands beside it and breaks
+ties.  Forms are also judged within scatter: a form is not preferred for an error that differs by less than
+the data's own noise.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def aicc(residuals: Any, parameters: int, *, points: float | None = None) -> flo
     parameters : int
         Parameters of the law; the scale is counted besides.
     points : float, optional
-        Effective number of independent residuals where it is not n (runs, when points of a run move together).
+        Effective number of independent residuals where it is not n (runs, when points of a run move
+        together).
 
     Returns
     -------
@@ -142,8 +144,8 @@ def backtest(
         low, high = interval.low, interval.high
         inside = float(np.mean((low <= losses[held]) & (losses[held] <= high)))
     return Backtest(
-        float(np.sqrt(np.mean(log_error**2))), float(log_error.mean()), inside, losses[held], predicted, low, high,
-        held, one,
+        float(np.sqrt(np.mean(log_error**2))), float(log_error.mean()), inside,
+        losses[held], predicted, low, high, held, one,
     )  # fmt: skip
 
 
@@ -159,8 +161,8 @@ def compare_forms(
 ) -> pandas.DataFrame:
     """Forms beside each other: error on the largest rung when fitted without it, and AICc on all of it.
 
-    The form chosen has the least held-out error; among those within one standard deviation of a held-out point's noise
-    from the least, the one with the lowest AICc.
+    The form chosen has the least held-out error; among those within one standard deviation of a held-out
+    point's noise from the least, the one with the lowest AICc.
 
     Parameters
     ----------
@@ -171,8 +173,8 @@ def compare_forms(
     Returns
     -------
     DataFrame
-        One row a form: ``held_out_error`` and ``held_out_bias`` (log units), ``aicc``, ``objective``, ``parameters``,
-        ``chosen``; NaN errors where too few points are left for a form.
+        One row a form: ``held_out_error`` and ``held_out_bias`` (log units), ``aicc``, ``objective``,
+        ``parameters``, ``chosen``; NaN errors where too few points are left for a form.
 
     Examples
     --------

@@ -1,17 +1,18 @@
 """Fitting a law: one call from columns of scales and losses to parameters, predictions and their intervals.
 
-The objective is that of Besiroglu et al., 2024 (arXiv:2404.10102) and Hoffmann et al., 2022: the *sum* over points of
-Huber losses, ``r^2/2`` where ``|r| <= delta`` and ``delta (|r| - delta/2)`` beyond, of log residuals r.
+The objective is that of Besiroglu et al., 2024 (arXiv:2404.10102) and Hoffmann et al., 2022: the *sum* over
+points of Huber losses, ``r^2/2`` where ``|r| <= delta`` and ``delta (|r| - delta/2)`` beyond, of log
+residuals r.
 
-- Starts come from closed-form sub-problems, go down in ``delta`` together, and are pruned and merged on the way;
-  what remains at the end is reported in `Fit.optima`.
+- Starts come from closed-form sub-problems, go down in ``delta`` together, and are pruned and merged on the
+  way; what remains at the end is reported in `Fit.optima`.
 - Resamples are further rows of the same batched solver, started at the optimum.
 - What the data cannot tell is said in `Fit.warnings`, in sentences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from allometry.laws.allocate import Allocation, optimal_coordinates
 from allometry.laws.forms import Form, get_form
-from allometry.laws.solver import Problem, Solution, solve, stages
-from allometry.laws.uncertainty import Interval, Noise, estimate_noise, resample_noise, resample_weights
+from allometry.laws.search import invert, redraw, search
+from allometry.laws.solver import Problem, solve
+from allometry.laws.uncertainty import Interval, Noise, estimate_noise
 
 if TYPE_CHECKING:
     import pandas
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Noise", "fit"]
 
 Array = NDArray[np.float64]
-_FEW_POINTS = 100  # up to here a fit is so cheap that its search can be thorough
 _MANY_RUNS = 30  # from here on runs are drawn with replacement; below, new noise is drawn
 
 
@@ -46,8 +47,8 @@ class Fit:
     objective : float
         Sum over points of weight times Huber loss at the optimum.
     optima : list of dict
-        Every distinct optimum found whose objective is within 1 % of the best, best first: its parameters under
-        ``"params"`` and its ``"objective"``.
+        Every distinct optimum found whose objective is within 1 % of the best, best first: its parameters
+        under ``"params"`` and its ``"objective"``.
     theta_draws : array (resamples, p)
         Coordinates refitted on resampled data.
     noise : Noise
@@ -83,7 +84,7 @@ class Fit:
 
     @property
     def covariance(self) -> Array:
-        """Covariance ``(p, p)`` of the draws in *coordinates*: logarithms for coefficients, others as they are."""
+        """Covariance ``(p, p)`` of the draws in *coordinates*: logarithms of coefficients, others as is."""
         if len(self.theta_draws) < 2:
             return np.full((len(self.theta), len(self.theta)), np.nan)
         return np.atleast_2d(np.cov(self.theta_draws.T))
@@ -107,8 +108,8 @@ class Fit:
         level : float
             Share of the interval, 0.9 by default.
         kind : {"mean", "prediction"}
-            Of the law itself, or of one measurement of one new run: the latter adds the noise between and within
-            runs, itself uncertain where runs are few.
+            Of the law itself, or of one measurement of one new run: the latter adds the noise between and
+            within runs, itself uncertain where runs are few.
 
         Returns
         -------
@@ -159,14 +160,14 @@ class Fit:
                 f"give all but one of the inputs {self.form.inputs} by name; given were {sorted(fixed)}"
             )
         thetas = np.concatenate([self.theta[None], self.theta_draws])
-        scale = np.exp(_invert(self.form, thetas, np.log(loss), open_inputs[0], fixed, self.log_x))
+        scale = np.exp(invert(self.form, thetas, np.log(loss), open_inputs[0], fixed, self.log_x))
         if not len(self.theta_draws):
             return Interval(float(scale[0]), float("nan"), float("nan"), level)
         low, high = np.quantile(scale[1:], [(1 - level) / 2, (1 + level) / 2], method="nearest")
         return Interval(float(scale[0]), float(low), float(high), level)
 
     def extrapolation(self, x: Any) -> dict[str, Array]:
-        """How far each input lies outside the data, in orders of magnitude ``(m,)``; negative is below, 0 within."""
+        """Orders of magnitude ``(m,)`` by which each input lies outside the data; negative is below."""
         features = self.form.features(x)
         low, high = self.log_x.min(axis=0), self.log_x.max(axis=0)
         beyond = np.maximum(features - high, 0.0) + np.minimum(features - low, 0.0)
@@ -226,7 +227,7 @@ class Fit:
         )
 
     def plot(self, ax: Axes | None = None, level: float = 0.9) -> Axes:
-        """Observed losses, and the law with its interval against its first input, others at observed values."""
+        """Observed losses, and the law with its interval against its first input, others as observed."""
         import matplotlib.pyplot as plt
 
         axes = plt.subplots()[1] if ax is None else ax
@@ -291,13 +292,16 @@ def fit(
     Parameters
     ----------
     form : str or Form
-        ``"power"``, ``"power-offset"``, ``"kaplan"``, ``"chinchilla"``, ``"data-constrained"``, ``"broken-power"``.
+        ``"power"``, ``"power-offset"``, ``"kaplan"``, ``"chinchilla"``, ``"data-constrained"``,
+        ``"broken-power"``.
     x : mapping or table of columns (n,), or array (n, k)
-        Scales, positive.  Columns are found by the names in ``form.inputs`` or their usual synonyms (N, D, C, U).
+        Scales, positive.  Columns are found by the names in ``form.inputs`` or their usual synonyms (N, D, C,
+        U).
     y : array (n,) or (curves, n)
         Losses, positive.  A batch of curves shares ``x`` and is fitted at once; a list of fits comes back.
     run : sequence (n,), optional
-        Which training run each point came from; resampling is by run.  By default each point is a run of its own.
+        Which training run each point came from; resampling is by run.  By default each point is a run of its
+        own.
     weights : array (n,), optional
         Weight of each point in the objective; a weight of 2 is the point given twice.
     loss, delta : {"huber", "squared"}, float
@@ -358,12 +362,12 @@ def fit(
     if space == "linear" and target:
         problem = Problem(law, features - shift, log_y - target, weight, lower, upper, loss,
                           float(delta * np.exp(-target)), space, mask)  # fmt: skip
-    best, optima = _search(problem)
+    best, optima = search(problem)
     curves = len(log_y)
     runs = int(labels.max()) + 1
     chosen = resampling if resampling != "auto" else ("pairs" if runs >= _MANY_RUNS else "noise")
-    # Noise is taken from a least-squares companion: the traces in estimate_noise are those of its residuals, while
-    # a nearly absolute loss leaves larger ones.
+    # Noise is taken from a least-squares companion: the traces in estimate_noise are those of its residuals,
+    # while a nearly absolute loss leaves larger ones.
     companion = best
     if loss == "huber" and chosen == "noise":
         squared = replace(problem, loss="squared")
@@ -381,7 +385,7 @@ def fit(
         jacobian[..., informative],
         np.unique(labels[informative], return_inverse=True)[1],
     )
-    drawn = _draw(problem, best.theta, labels, resamples, chosen, between, within, degrees, random_state)
+    drawn = redraw(problem, best.theta, labels, resamples, chosen, between, within, degrees, random_state)
     fits = []
     for c in range(curves):
         noise = Noise(float(np.sqrt(between[c])), float(np.sqrt(within[c])), float(degrees[c]), runs)
@@ -425,7 +429,8 @@ def _targets(y: Any, features: Array, form: Form) -> tuple[Array, bool]:
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         raise ValueError(
-            f"losses must be positive and finite; found {values[bad][0]} (a run that diverged is left out, or censored)"
+            f"losses must be positive and finite; found {values[bad][0]} "
+            "(leave out, or censor, runs that diverged)"
         )
     if n < size:
         raise ValueError(
@@ -493,143 +498,6 @@ def _units(
         lower = np.where(np.isin(np.arange(len(lower)), changed), wanted_low, lower)
         upper = np.where(np.isin(np.arange(len(upper)), changed), wanted_high, upper)
     return lower, upper, matrix, offset, shift, target
-
-
-def _search(problem: Problem) -> tuple[Solution, list[list[tuple[Array, float]]]]:
-    """Best optimum of every curve, and all distinct ones within one per cent of it.
-
-    With few points a nearly absolute loss has local minima at its kinks: the search is then wider and ends with
-    bootstrap restarts (Wood, 2001), which refit to randomly weighted points and come back from where that leads.
-    """
-    curves, size = len(problem.log_y), len(problem.lower)
-    few = len(problem.features) <= _FEW_POINTS
-    starts = problem.form.starts(problem.features, problem.log_y, problem.weights)
-    starts = np.clip(starts, problem.lower, problem.upper)
-    theta, curve = starts.reshape(-1, size), np.repeat(np.arange(curves), starts.shape[1])
-    deltas = stages(problem.delta, problem.loss)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        value = problem.objective(theta, curve, deltas[0])
-    keep = _best_rows(theta, np.nan_to_num(value, nan=np.inf), curve, 30 if few else 8, merge=False)
-    theta, curve = theta[keep], curve[keep]
-    coarse = solve(
-        problem, theta, curve, deltas=deltas[:1], iterations=20 if few else 6, tolerance=1e-6 if few else 1e-3
-    )
-    keep = _best_rows(coarse.theta, coarse.objective, curve, 10 if few else 3, merge=True)
-    theta, curve = coarse.theta[keep], curve[keep]
-    final = solve(
-        problem, theta, curve, deltas=deltas[1:] if few and len(deltas) > 1 else deltas[-1:], iterations=100
-    )
-    if few and problem.loss == "huber":
-        final, curve = _restart(problem, final, curve)
-    order = np.lexsort((final.objective, curve))
-    first = order[np.searchsorted(curve[order], np.arange(curves))]
-    best = Solution(final.theta[first], final.objective[first], final.converged[first], final.iterations)
-    optima: list[list[tuple[Array, float]]] = []
-    near = final.objective <= best.objective[curve] * 1.01 + 1e-20
-    for c in range(curves):
-        found: list[tuple[Array, float]] = []
-        for row in order[(curve[order] == c) & near[order]]:
-            if all(np.abs(final.theta[row] - other).max() > 1e-3 for other, _ in found):
-                found.append((final.theta[row], float(final.objective[row])))
-        optima.append(found)
-    return best, optima
-
-
-def _restart(
-    problem: Problem, final: Solution, curve: NDArray[np.intp], count: int = 16
-) -> tuple[Solution, NDArray[np.intp]]:
-    """Add ``count`` bootstrap restarts a curve to the optima found so far."""
-    curves = len(problem.log_y)
-    first = _best_rows(final.theta, final.objective, curve, 1, merge=False)
-    again = np.repeat(np.arange(curves), count)
-    generator = np.random.default_rng(
-        0
-    )  # the search is part of the fit, not of its uncertainty: one fixed seed
-    shaken = generator.exponential(size=(curves * count, problem.log_y.shape[1]))
-    moved = replace(problem, log_y=problem.log_y[again], weights=problem.weights[again] * shaken)
-    away = solve(moved, np.repeat(final.theta[first], count, axis=0), np.arange(len(again)), iterations=8)
-    back = solve(problem, away.theta, again, iterations=100)
-    both = Solution(
-        np.concatenate([final.theta, back.theta]),
-        np.concatenate([final.objective, back.objective]),
-        np.concatenate([final.converged, back.converged]),
-    )
-    return both, np.concatenate([curve, again])
-
-
-def _best_rows(
-    theta: Array, value: Array, curve: NDArray[np.intp], count: int, *, merge: bool
-) -> NDArray[np.intp]:
-    """Rows to keep: for each curve the ``count`` lowest, near-duplicates merged on request."""
-    order = np.lexsort((value, curve))
-    if merge:
-        same_curve = curve[order][1:] == curve[order][:-1]
-        close = np.abs(theta[order][1:] - theta[order][:-1]).max(axis=1) < 1e-2
-        order = order[np.concatenate([[True], ~(same_curve & close)])]
-    begins = np.searchsorted(curve[order], np.arange(curve.max() + 1))
-    rank = np.arange(len(order)) - begins[curve[order]]
-    return order[rank < count]
-
-
-def _draw(
-    problem: Problem,
-    theta: Array,
-    run: NDArray[np.intp],
-    count: int,
-    resampling: str,
-    between: Array,
-    within: Array,
-    degrees: Array,
-    random_state: int,
-) -> Array:
-    """Refitted coordinates ``(curves, count, p)``."""
-    curves, size = theta.shape
-    if count == 0:
-        return np.empty((curves, 0, size))
-    generator = np.random.default_rng(random_state)
-    shape = (curves, count, problem.log_y.shape[1])
-    if resampling == "pairs":
-        weights = resample_weights(run, count, generator)[None] * problem.weights[:, None]
-        targets = np.broadcast_to(problem.log_y[:, None], shape)
-    else:
-        weights = np.broadcast_to(problem.weights[:, None], shape)
-        clean = problem.form.log_prediction(theta, problem.features)
-        targets = clean[:, None] + resample_noise(run, count, between, within, degrees, generator)
-    batch = Problem(
-        problem.form, problem.features, targets.reshape(-1, shape[2]), weights.reshape(-1, shape[2]),
-        problem.lower, problem.upper, problem.loss, problem.delta, problem.space, problem.censored,
-    )  # fmt: skip
-    start = np.repeat(theta, count, axis=0)
-    # A resample's optimum is close: no stages are needed from here.
-    refits = solve(batch, start, np.arange(len(start)), iterations=40, tolerance=1e-7)
-    return refits.theta.reshape(curves, count, size)
-
-
-def _invert(
-    form: Form, thetas: Array, log_loss: float, name: str, fixed: dict[str, float], log_x: Array
-) -> Array:
-    """Log scale at which each row of ``thetas`` reaches the loss, by bisection over 60 orders of magnitude."""
-    column = form.inputs.index(name)
-
-    def at(grid: Array) -> Array:
-        columns = [grid if i == column else np.full(len(grid), np.log(fixed[other]))
-                   for i, other in enumerate(form.inputs)]  # fmt: skip
-        return np.stack(columns, axis=-1)
-
-    centre = float(log_x[:, column].mean())
-    low = np.full(len(thetas), centre - 70.0)
-    high = np.full(len(thetas), centre + 70.0)
-    value: Callable[[Array, Array], Array] = lambda rows, place: np.concatenate([  # noqa: E731
-        np.diagonal(form.log_prediction(rows[i : i + 64], at(place[i : i + 64]))) for i in range(0, len(rows), 64)
-    ])  # fmt: skip
-    with np.errstate(over="ignore", invalid="ignore"):
-        never = value(thetas, high) > log_loss
-        always = value(thetas, low) < log_loss
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            above = value(thetas, middle) > log_loss
-            low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.where(never, np.inf, np.where(always, -np.inf, 0.5 * (low + high)))
 
 
 def _apart(one: Fit, other: Mapping[str, float]) -> bool:

@@ -10,8 +10,8 @@ step on a robust loss needs), and where to start.  It holds no data and no fitte
   may then truly reach zero, which a logarithm forbids.
 - *Units.*  The solver divides inputs by their geometric mean, which removes the near-perfect correlation of
   ``log A`` with ``alpha``.  `Form.units` gives the linear map back.
-- *Starts* come from variable projection (Golub and Pereyra, 1973): given exponents the coefficients of a sum of
-  powers solve a non-negative least-squares problem exactly, so only the exponents need a grid.
+- *Starts* come from variable projection (Golub and Pereyra, 1973): given exponents the coefficients of a sum
+  of powers solve a non-negative least-squares problem exactly, so only the exponents need a grid.
 
 Power laws: Hestness et al., 2017, arXiv:1712.00409.  Kaplan et al., 2020, arXiv:2001.08361 (equation 1.5).
 Hoffmann et al., 2022, arXiv:2203.15556 (equation 2).  Broken power laws: Caballero et al., 2022,
@@ -168,7 +168,8 @@ class Form(ABC):
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise ValueError(
-                f"every scale must be positive and finite; {self.inputs[column]} is {out[row, column]} in row {row}"
+                f"scales must be positive and finite; {self.inputs[column]} is {out[row, column]} in row "
+                f"{row}"
             )
         return np.log(out)
 
@@ -184,7 +185,8 @@ class Form(ABC):
                 found = next((lowered[name] for name in known if name in lowered), None)
                 if found is None:
                     raise ValueError(
-                        f"the {self.name} form needs a column {wanted!r} (or {', '.join(known[1:]) or 'that name'}); "
+                        f"the {self.name} form needs a column {wanted!r} "
+                        f"(or {', '.join(known[1:]) or 'so'}); "
                         f"the columns given are {names}"
                     )
                 columns.append(np.atleast_1d(np.asarray(x[found], dtype=float)))
@@ -255,7 +257,7 @@ class SumOfPowers(Form):
         return self.curvature_sparse(jacobian, features, cotangent) - outer
 
     def curvature_sparse(self, jacobian: Array, features: Array, cotangent: Array) -> Array:
-        """The part of `curvature` that is not ``-J diag(cotangent) J^T``: with f = log L, f_ij = L_ij/L - f_i f_j."""
+        """`curvature` without ``-J diag(cotangent) J^T``: with f = log L, f_ij = L_ij/L - f_i f_j."""
         size = len(self.parameters)
         out = np.zeros((len(jacobian), size, size))
         for i, j, k in self.terms:
@@ -413,7 +415,8 @@ class Kaplan(Form):
         return tokens * total, out
 
     def starts(self, features: Array, log_y: Array, weights: Array) -> Array:
-        # L^(1/alpha_D) = Nc^(alpha_N/alpha_D) N^-(alpha_N/alpha_D) + Dc/D is linear once the exponents are given.
+        # L^(1/alpha_D) = Nc^(alpha_N/alpha_D) N^-(alpha_N/alpha_D) + Dc/D is linear once the exponents are
+        # given.
         exponents = np.array(list(itertools.product((0.03, 0.08, 0.15, 0.3, 0.6), repeat=2)))
         out = np.empty((len(log_y), len(exponents), 4))
         for g, (params, tokens) in enumerate(exponents):
@@ -429,7 +432,7 @@ class Kaplan(Form):
 
 
 class BrokenPowerLaw(Form):
-    """``y = E + A x^-alpha (1 + (x/x0)^(1/f))^(-c f)``: one smooth break (Caballero et al., 2022, equation 1).
+    """``y = E + A x^-alpha (1 + (x/x0)^(1/f))^(-c f)``: one smooth break (Caballero et al., 2022).
 
     ``alpha`` is the slope before the break ``x0``, ``alpha + c`` after it, ``f`` the break's width in
     e-folds of x.

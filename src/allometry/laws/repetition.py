@@ -5,9 +5,9 @@ parameters and tokens.  With U_D unique tokens seen R_D + 1 times,
 
     D' = U_D + U_D R*_D (1 - exp(-R_D / R*_D)),
 
-and likewise for parameters, whose unique part U_N is what would be compute-optimal for U_D tokens (or N, if that
-is less).  A first repetition is worth almost a fresh token; after R*_D repetitions, 1 - 1/e of one is all there is to
-gain.
+and likewise for parameters, whose unique part U_N is what would be compute-optimal for U_D tokens (or N, if
+that is less).  A first repetition is worth almost a fresh token; after R*_D repetitions, 1 - 1/e of one is
+all there is to gain.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["DataConstrained"]
 
 
 class DataConstrained(Form):
-    """``L = E + A N'^-alpha + B D'^-beta`` with effective parameters N' and tokens D' (Muennighoff et al., 2023).
+    """``L = E + A N'^-alpha + B D'^-beta`` with effective N' and D' (Muennighoff et al., 2023).
 
-    The optimum U_N(U_D) is that of the law being fitted: alpha A U_N^-alpha = beta B U_D^-beta.  The paper first
-    fits E, A, B, alpha, beta on runs without repetition and then the two half-lives; do the same by passing
-    ``bounds={"alpha": (0.35, 0.35), ...}``.
+    The optimum U_N(U_D) is that of the law being fitted: alpha A U_N^-alpha = beta B U_D^-beta.  The paper
+    first fits E, A, B, alpha, beta on runs without repetition and then the two half-lives; do the same by
+    passing ``bounds={"alpha": (0.35, 0.35), ...}``.
 
     >>> DataConstrained().names
     ('E', 'A', 'B', 'alpha', 'beta', 'R_N', 'R_D')
@@ -93,7 +93,7 @@ class DataConstrained(Form):
 
 
 def _effective(log_total: Array, log_unique: Array, rate: Array) -> tuple[Array, Array, Array]:
-    """Log of the effective amount, its derivative by the log of the unique part and by the log of ``rate``."""
+    """Log of the effective amount, and its derivatives by the logs of the unique part and of ``rate``."""
     ratio = np.exp(log_total - log_unique)  # R + 1
     repeats = np.maximum(ratio - 1.0, 0.0)
     decay = np.exp(-repeats / rate)

@@ -1,17 +1,18 @@
 """One solver for many small robust fits at once: bounded, semi-smooth Newton with a majorising damper.
 
-A Huber loss with ``delta = 1e-3`` on residuals of 1e-2 is nearly an absolute loss: Gauss-Newton forgets that the
-loss has bent, L-BFGS crawls along its kinks.  Here
+A Huber loss with ``delta = 1e-3`` on residuals of 1e-2 is nearly an absolute loss: Gauss-Newton forgets that
+the loss has bent, L-BFGS crawls along its kinks.  Here
 
-- *second derivatives are exact*: ``H = sum w [rho'' J J^T + rho' Hess]``, with rho'' the generalised (semi-smooth)
-  derivative, one inside ``delta`` and zero outside, so that a step is exact once the set of points inside is known;
+- *second derivatives are exact*: ``H = sum w [rho'' J J^T + rho' Hess]``, with rho'' the generalised
+  (semi-smooth) derivative, one inside ``delta`` and zero outside, so that a step is exact once the set of
+  points inside is known;
 - *damping uses the loss's own majoriser*: the step solves ``(H + lambda M) s = -g`` with
   ``M = sum w (rho'/r) J J^T``, the matrix of iteratively reweighted least squares.  For a linear law
   ``lambda = 1`` can never overshoot, so rejected steps are few;
-- *delta is lowered by stages* (1e-1 to 1e-3): each stage starts where the last ended (Madsen and Nielsen, 1993, do
-  this for linear problems);
-- *nothing loops over problems*: starts, resamples and curves are rows of one batch, the small systems are factored
-  across the batch by a modified LDL^T, and rows that have converged leave the batch.
+- *delta is lowered by stages* (1e-1 to 1e-3): each stage starts where the last ended (Madsen and Nielsen,
+  1993, do this for linear problems);
+- *nothing loops over problems*: starts, resamples and curves are rows of one batch, the small systems are
+  factored across the batch by a modified LDL^T, and rows that have converged leave the batch.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class Solution:
 def solve_positive(matrix: Array, right: Array) -> Array:
     """Solve ``(b, p, p) s = (b, p)`` by LDL^T across the batch; pivots that are not positive are made so.
 
-    The change makes the matrix positive definite, hence ``-s`` a direction of descent for ``right`` a gradient.
+    The change makes the matrix positive definite, hence ``-s`` a direction of descent for ``right`` a
+    gradient.
     """
     size = right.shape[1]
     if (

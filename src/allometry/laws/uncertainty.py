@@ -1,14 +1,16 @@
 """How sure a fitted law is: noise between and within runs, resampling by run, bootstrap intervals.
 
-Losses read off one training run at several horizons share that run's luck, so the unit of resampling is the run.
+Losses read off one training run at several horizons share that run's luck, so the unit of resampling is the
+run.
 
-- *Many runs* (30 or more): pairs bootstrap.  Runs are drawn with replacement; counts become weights, the design
-  stays (Efron, 1979; for clusters Cameron, Gelbach and Miller, 2008).
-- *Few runs* (a ladder of four sizes and two seeds has eight): drawing runs with replacement loses whole sizes and
-  understates the spread.  Instead new losses are drawn from the fitted law plus a two-level noise, one value a run and
-  one a point, and refitted.  The two variances come from the residuals by the method of moments with exact traces, so
-  what the fit absorbed is given back, and each resample draws its own scale from the chi-squared distribution with the
-  degrees of freedom that are left: its intervals widen as Student's t does.
+- *Many runs* (30 or more): pairs bootstrap.  Runs are drawn with replacement; counts become weights, the
+  design stays (Efron, 1979; for clusters Cameron, Gelbach and Miller, 2008).
+- *Few runs* (a ladder of four sizes and two seeds has eight): drawing runs with replacement loses whole sizes
+  and understates the spread.  Instead new losses are drawn from the fitted law plus a two-level noise, one
+  value a run and one a point, and refitted.  The two variances come from the residuals by the method of
+  moments with exact traces, so what the fit absorbed is given back, and each resample draws its own scale
+  from the chi-squared distribution with the degrees of freedom that are left: its intervals widen as
+  Student's t does.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Interval:
 class Noise:
     """Standard deviations of log residuals: of one run about the law, and of points about their run.
 
-    ``degrees`` are the degrees of freedom left for the between-run value once the law's parameters are paid for.
+    ``degrees`` are the degrees of freedom left for the between-run value once the law's parameters are paid
+    for.
     """
 
     between: float
@@ -72,8 +75,8 @@ class Noise:
 def estimate_noise(residuals: Array, jacobian: Array, run: NDArray[np.intp]) -> tuple[Array, Array, Array]:
     """Between-run variance, within-run variance and degrees of freedom, each ``(curves,)``.
 
-    With P the projector that the fit leaves over and B the one onto run means, E[r' B r] and E[r' (1 - B) r] are
-    linear in the two variances; the two equations are solved and negative answers set to zero.
+    With P the projector that the fit leaves over and B the one onto run means, E[r' B r] and E[r' (1 - B) r]
+    are linear in the two variances; the two equations are solved and negative answers set to zero.
 
     Parameters
     ----------
@@ -90,7 +93,8 @@ def estimate_noise(residuals: Array, jacobian: Array, run: NDArray[np.intp]) -> 
     average = member / np.sqrt(member.sum(axis=0))  # B = average @ average.T
     norms = np.sqrt(np.einsum("cpn,cpn->cp", jacobian, jacobian))
     unit = jacobian / np.where(norms > 0, norms, 1.0)[..., None]
-    # An orthonormal basis (c, n, k) of what the fit can absorb; directions that the data cannot tell apart drop out.
+    # An orthonormal basis (c, n, k) of what the fit can absorb; directions that the data cannot tell apart
+    # drop out.
     left, values, _ = np.linalg.svd(unit.transpose(0, 2, 1), full_matrices=False)
     basis = np.where((values > 1e-7 * values[:, :1])[:, None], left, 0.0)
 
@@ -165,8 +169,8 @@ def bootstrap(
     Parameters
     ----------
     statistic : callable
-        Takes as many arrays as there are columns and reduces their last axis (as ``np.mean(a, axis=-1)`` does), so
-        that all resamples are one call.  A statistic without an ``axis`` is called once a resample.
+        Takes as many arrays as there are columns and reduces their last axis (as ``np.mean(a, axis=-1)``
+        does), so that all resamples are one call.  A statistic without an ``axis`` is called once a resample.
     *columns : array (n,) or (n, ...)
         The first axis is the unit that is resampled: seeds, or items.
     unit : {"seed", "item"}
@@ -255,7 +259,8 @@ def coverage(
     Returns
     -------
     dict
-        ``mean`` and ``prediction`` coverage, median widths relative to the true loss, and the median relative error.
+        ``mean`` and ``prediction`` coverage, median widths relative to the true loss, and the median relative
+        error.
     """
     from allometry.laws.fit import fit
 
