@@ -158,8 +158,7 @@ def unflatten_optimizer(
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value.clone()
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in note["groups"]
-    ]
+    groups = [dict(group) for group in note["groups"]]
+    for group, now in zip(groups, optimizer.param_groups, strict=False):  # JSON knows no tuples
+        group |= {key: tuple(group[key]) for key in group if isinstance(now.get(key), tuple)}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
