@@ -3,8 +3,8 @@
 * Naive forecast one, *last rung*: the target will do as well as the largest rung.
 * Naive forecast two, *ruler*: the straight line through the two largest rungs, log loss against log compute.
   A rung is a size at its longest horizon, averaged over seeds.
-* Both get an interval, and as good a one as their rule allows: the spread between seeds on the ladder, carried
-  through the rule, with one more run's noise added and Student's quantile for how few seeds there were.
+* Both get an interval, and as good a one as their rule allows: the spread between seeds on the ladder,
+  carried through the rule, with one more run's noise added and Student's quantile for so few seeds.
 * Intervals are compared by the interval score (Winkler, 1972; Gneiting and Raftery, 2007): the width, plus
   2 / (1 - level) times the distance by which the truth lies outside. Here in log loss, so in shares of it.
 """
@@ -59,27 +59,44 @@ def interval_score(low: float, high: float, truth: float, level: float = 0.9) ->
     >>> interval_score(1.0, 2.0, 4.0) > interval_score(1.0, 2.0, 3.0) > interval_score(1.0, 2.0, 1.5)
     True
     """
-    if not 0 < low <= high or truth <= 0:
-        raise ValueError(f"an interval score needs 0 < low <= high and a positive truth, got {low}, {high}, {truth}")
+    if not (0 < low <= high < math.inf and 0 < truth < math.inf):
+        raise ValueError(
+            "an interval score needs 0 < low <= high and a positive truth, all finite, "
+            f"got {low}, {high}, {truth}"
+        )
+    _refuse_level(level)
     below, inside, above = math.log(low), math.log(truth), math.log(high)
     outside = max(0.0, below - inside) + max(0.0, inside - above)
     return above - below + 2.0 / (1.0 - level) * outside
 
 
+def _refuse_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.9, got {level}")
+
+
+def _finite(table: pd.DataFrame) -> pd.DataFrame:
+    """Records with a loss that has a logarithm, and that logarithm."""
+    import numpy as np
+
+    usable = table[np.isfinite(table["loss"]) & (table["loss"] > 0)]
+    return usable.assign(log_loss=np.log(usable["loss"]))
+
+
 def seed_noise(table: pd.DataFrame) -> tuple[float, int]:
     """Standard deviation of log loss between seeds at one size and horizon, and its degrees of freedom.
 
-    Horizons of one run are nearly one measurement, so the freedom is counted in runs.
+    Horizons of one run are nearly one measurement, so the freedom is counted in runs. Records without a
+    finite loss are left out; NaN and 0 where no size has two seeds.
     """
     import numpy as np
 
-    finite = table.assign(log_loss=np.log(table["loss"]))
-    spread = finite.groupby(["width", "tokens"])["log_loss"].agg(["var", "count"])
-    spread = spread[spread["count"] > 1]
-    runs = finite.drop_duplicates("run").groupby("width")["run"].count()
-    freedom = int((runs - 1).clip(lower=0).sum())
-    if spread.empty or freedom == 0:
+    finite = _finite(table)
+    shared = finite[finite.groupby(["width", "tokens"])["run"].transform("nunique") > 1]
+    if shared.empty:
         return math.nan, 0
+    spread = shared.groupby(["width", "tokens"])["log_loss"].agg(["var", "count"])
+    freedom = int((shared.groupby("width")["run"].nunique() - 1).sum())
     return float(np.sqrt(np.average(spread["var"], weights=spread["count"] - 1))), freedom
 
 
@@ -95,22 +112,31 @@ def naive_forecasts(table: pd.DataFrame, flops: float, level: float = 0.9) -> pd
     -------
     DataFrame
         Index ``last rung`` and ``ruler``; columns value, low, high (NaN ends with one seed a size).
+
+    Raises
+    ------
+    ValueError
+        With fewer than two sizes, two rungs of one compute, or a ``flops`` or ``level`` that cannot be.
     """
-    import numpy as np
     import pandas as pd
     from scipy import stats
 
+    _refuse_level(level)
+    if not 0 < flops < math.inf:
+        raise ValueError(f"flops must be positive and finite, got {flops}")
     noise, freedom = seed_noise(table)
-    longest = table[table["tokens"] == table.groupby("width")["tokens"].transform("max")]
+    finite = _finite(table)
+    longest = finite[finite["tokens"] == finite.groupby("width")["tokens"].transform("max")]
     rungs = (
-        longest.assign(log_loss=np.log(longest["loss"]))
-        .groupby("width")
+        longest.groupby("width")
         .agg(log_loss=("log_loss", "mean"), flops=("flops", "first"), seeds=("run", "nunique"))
         .sort_index()
     )
     if len(rungs) < 2:
-        raise ValueError("a ruler needs two sizes")
+        raise ValueError(f"a ruler needs two sizes with a finite loss, got {len(rungs)}")
     below, last = rungs.iloc[-2], rungs.iloc[-1]
+    if below["flops"] == last["flops"]:
+        raise ValueError(f"a ruler needs two rungs of different compute, both have {last['flops']:g} FLOPs")
     reach = math.log(flops / last["flops"]) / math.log(last["flops"] / below["flops"])
     quantile = stats.t.ppf(0.5 + level / 2, freedom) if freedom else math.nan
     rules = {
@@ -145,7 +171,7 @@ def check(
         measured=measured,
         bits_per_byte=bits_per_byte,
         error=value / measured - 1.0,
-        inside=low <= measured <= high,
-        naive_errors={str(name): row["value"] / measured - 1.0 for name, row in naive.iterrows()},
+        inside=bool(low <= measured <= high),
+        naive_errors={str(name): float(row["value"]) / measured - 1.0 for name, row in naive.iterrows()},
         scores=scores,
     )
