@@ -12,20 +12,14 @@
 No other state decides what is left to do: a process may be killed between any two instructions.
 """
 
-import functools
-import hashlib
-import platform
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
-import allometry
 from allometry.study.canonical import canonical, digest, restore
 from allometry.study.database import (
     Database,
@@ -37,114 +31,17 @@ from allometry.study.database import (
     where,
 )
 from allometry.study.owner import Owner
+from allometry.study.provenance import code_version, environment
+from allometry.study.rows import Plan, Run, name_of, plan_frame, record_frame, run_frame, run_of
 
 if TYPE_CHECKING:
     import pandas
 
-STATUSES = ("pending", "running", "done", "failed", "diverged")
+__all__ = ["BEAT", "ENDED", "LEASE", "Plan", "Run", "Store"]
+
 ENDED = ("done", "diverged")  # nothing is left to train; a failed run is tried again by the next call
 LEASE = 90.0  # seconds without a heartbeat after which an owner on another machine is taken for dead
 BEAT = 15.0  # seconds between heartbeats
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was decided before anything ran.
-
-    Attributes
-    ----------
-    digest : str
-        SHA-256 over kind and content, 64 hexadecimal digits.
-    kind : str
-        What sort of job it plans, such as ``"forecast"``.
-    request : dict
-        What was asked for when it was made.
-    content : dict
-        The plan itself.
-    created : float
-        Seconds since 1970, UTC.
-    environment : dict
-        Python, machine and package versions where it was made.
-    code_version : str
-        Version of allometry and a hash of its sources.
-    """
-
-    digest: str
-    kind: str
-    request: dict[str, Any]
-    content: dict[str, Any]
-    created: float
-    environment: dict[str, Any]
-    code_version: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training trajectory as it stood when it was read.
-
-    ``attempts`` counts how often it has been claimed; ``started`` and ``finished`` are seconds since 1970.
-    """
-
-    id: int
-    plan: str
-    key: str
-    spec: dict[str, Any]
-    seed: int | None
-    status: str
-    attempts: int
-    owner: Owner | None
-    heartbeat: float | None
-    started: float | None
-    finished: float | None
-    step: int | None
-    reason: str | None
-
-
-@functools.cache
-def environment() -> dict[str, Any]:
-    """Python, machine and the versions of the packages on which numbers depend.
-
-    >>> sorted(environment())
-    ['machine', 'packages', 'python', 'system']
-    """
-    versions = {}
-    for package in ("numpy", "scipy", "pandas", "torch", "SQLAlchemy", "transformers", "tokenizers"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "packages": versions,
-    }
-
-
-@functools.cache
-def code_version() -> str:
-    """Version of allometry and the first digits of a hash over its source files.
-
-    >>> code_version().split("+")[0] == allometry.__version__
-    True
-    """
-    root = Path(allometry.__file__).parent
-    total = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        total.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return f"{allometry.__version__}+{total.hexdigest()[:12]}"
-
-
-def _run(row: Row[Any]) -> Run:
-    owner = None if row.pid is None else Owner(row.machine, row.pid, row.birth)
-    return Run(
-        row.id, row.plan, row.key, restore(row.spec), row.seed, row.status, row.attempts, owner,
-        row.heartbeat, row.started, row.finished, row.step, row.reason,
-    )  # fmt: skip
-
-
-def _name_of(plan: Plan | str) -> str:
-    return plan.digest if isinstance(plan, Plan) else plan
 
 
 class Store:
@@ -301,25 +198,8 @@ class Store:
 
     def plans(self, kind: str | None = None) -> "pandas.DataFrame":
         """One row a plan, newest first: digest, kind, created, code_version, and its runs by status."""
-        import pandas
-
-        query = sql.select(
-            plan_table.c.digest, plan_table.c.kind, plan_table.c.created, plan_table.c.code_version
-        )
-        if kind is not None:
-            query = query.where(plan_table.c.kind == kind)
-        tally = sql.select(run_table.c.plan, run_table.c.status, sql.func.count()).group_by(
-            run_table.c.plan, run_table.c.status
-        )
         with self._database.reading() as connection:
-            rows = [
-                dict(row._mapping) for row in connection.execute(query.order_by(plan_table.c.created.desc()))
-            ]
-            counts = {(plan, status): number for plan, status, number in connection.execute(tally)}
-        for row in rows:
-            row["created"] = pandas.Timestamp(row["created"], unit="s", tz="UTC")
-            row.update({status: counts.get((row["digest"], status), 0) for status in STATUSES})
-        return pandas.DataFrame(rows, columns=["digest", "kind", "created", "code_version", *STATUSES])
+            return plan_frame(connection, kind)
 
     def delete_plan(self, plan: Plan | str) -> None:
         """Delete a plan with its runs and records; its files under :attr:`directory` stay.
@@ -329,7 +209,7 @@ class Store:
         ValueError
             If a living process holds one of its runs.
         """
-        name = self.plan(_name_of(plan)).digest
+        name = self.plan(name_of(plan)).digest
         for run in self.run_list(name):
             if run.status == "running" and run.owner is not None and self._holds(run):
                 raise ValueError(
@@ -357,16 +237,14 @@ class Store:
                 with self._database.writing() as connection:
                     connection.execute(
                         run_table.insert().values(
-                            plan=_name_of(plan), key=key, spec=text, seed=seed, status="pending", attempts=0
+                            plan=name_of(plan), key=key, spec=text, seed=seed, status="pending", attempts=0
                         )
                     )
             except sql.exc.IntegrityError:  # made by another process meanwhile, or the plan is missing
                 pass
             present = self.run(plan, key)
             if present is None:
-                raise ValueError(
-                    f"no plan {_name_of(plan)[:12]} in {where(self._database.url)}; put it first"
-                )
+                raise ValueError(f"no plan {name_of(plan)[:12]} in {where(self._database.url)}; put it first")
         if canonical(present.spec) != text or present.seed != seed:
             raise ValueError(
                 f"run {key!r} of plan {present.plan[:12]} is stored with another spec or seed "
@@ -383,13 +261,13 @@ class Store:
         self, plan: Plan | str, *, keys: Collection[str] | None = None, status: str | None = None
     ) -> list[Run]:
         """The runs of a plan in the order in which they were added."""
-        query = sql.select(run_table).where(run_table.c.plan == _name_of(plan)).order_by(run_table.c.id)
+        query = sql.select(run_table).where(run_table.c.plan == name_of(plan)).order_by(run_table.c.id)
         if keys is not None:
             query = query.where(run_table.c.key.in_(list(keys)))
         if status is not None:
             query = query.where(run_table.c.status == status)
         with self._database.reading() as connection:
-            return [_run(row) for row in connection.execute(query)]
+            return [run_of(row) for row in connection.execute(query)]
 
     def start_run(
         self, plan: Plan | str, key: str, spec: Mapping[str, Any], *, seed: int | None = None
@@ -428,14 +306,12 @@ class Store:
         with self._database.writing() as connection:
             now = self._database.clock(connection)
             query = sql.select(run_table).where(
-                run_table.c.plan == _name_of(plan), run_table.c.key.in_(list(keys))
+                run_table.c.plan == name_of(plan), run_table.c.key.in_(list(keys))
             )
-            runs = [_run(row) for row in connection.execute(query.order_by(run_table.c.id))]
+            runs = [run_of(row) for row in connection.execute(query.order_by(run_table.c.id))]
             missing = set(keys) - {run.key for run in runs}
             if missing:
-                raise ValueError(
-                    f"plan {_name_of(plan)[:12]} has no run {sorted(missing)[0]!r}; add it first"
-                )
+                raise ValueError(f"plan {name_of(plan)[:12]} has no run {sorted(missing)[0]!r}; add it first")
             for run in runs:
                 if run.status in ENDED:
                     continue
@@ -466,7 +342,7 @@ class Store:
                 claimed.append(run)
             if claimed:
                 query = sql.select(run_table).where(run_table.c.id.in_([run.id for run in claimed]))
-                claimed = [_run(row) for row in connection.execute(query.order_by(run_table.c.id))]
+                claimed = [run_of(row) for row in connection.execute(query.order_by(run_table.c.id))]
         return claimed
 
     def _lives(self, run: Run, now: float) -> bool:
@@ -581,12 +457,12 @@ class Store:
             raise ValueError(f"{sorted(doubled)[0]!r} stands in both values and timing; name it once")
         if not 0 < len(name) <= 200:
             raise ValueError(f"a record's name has 1 to 200 characters, not {len(name)}: {name[:60]!r}")
-        owning = sql.select(run_table.c.id).where(run_table.c.plan == _name_of(plan), run_table.c.key == run)
+        owning = sql.select(run_table.c.id).where(run_table.c.plan == name_of(plan), run_table.c.key == run)
         try:
             with self._database.writing() as connection:
                 number = connection.scalar(owning)
                 if number is None:
-                    raise ValueError(f"plan {_name_of(plan)[:12]} has no run {run!r}; add it first")
+                    raise ValueError(f"plan {name_of(plan)[:12]} has no run {run!r}; add it first")
                 stored = self._stored(connection, number, name)
                 if stored is None:
                     connection.execute(
@@ -625,7 +501,7 @@ class Store:
         query = (
             sql.select(run_table.c.key, record_table.c.name)
             .join(record_table, record_table.c.run == run_table.c.id)
-            .where(run_table.c.plan == _name_of(plan))
+            .where(run_table.c.plan == name_of(plan))
         )
         if runs is not None:
             query = query.where(run_table.c.key.in_(list(runs)))
@@ -649,34 +525,11 @@ class Store:
             then the record's values and timing under their own names; a value whose name is one of the
             former is called ``value.<name>``.
         """
-        import pandas
-
-        leading = ["plan", "run", "name", "status", "seed", "attempts", "reason"]
-        query = (
-            sql.select(
-                run_table.c.plan, run_table.c.key.label("run"), record_table.c.name, run_table.c.status,
-                run_table.c.seed, run_table.c.attempts, run_table.c.reason, run_table.c.spec,
-                record_table.c["values"].label("told"), record_table.c.timing,
-            )
-            .join(run_table, record_table.c.run == run_table.c.id)
-            .order_by(record_table.c.id)
-        )  # fmt: skip
         wanted = {run_table.c.key: run, record_table.c.name: name, run_table.c.status: status}
         if plan is not None:
-            wanted[run_table.c.plan] = _name_of(plan)
-        for column, value in wanted.items():
-            if value is not None:
-                query = query.where(column == value)
+            wanted[run_table.c.plan] = name_of(plan)
         with self._database.reading() as connection:
-            found = connection.execute(query).all()
-        rows = []
-        for row in found:
-            flat = {column: row._mapping[column] for column in leading}
-            flat.update({f"spec.{field}": value for field, value in restore(row.spec).items()})
-            for field, value in {**restore(row.told), **restore(row.timing)}.items():
-                flat[f"value.{field}" if field in flat else field] = value
-            rows.append(flat)
-        return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=leading)
+            return record_frame(connection, wanted)
 
     def runs(self, plan: Plan | str | None = None, *, status: str | None = None) -> "pandas.DataFrame":
         """One row a run, in the order in which they were added.
@@ -687,23 +540,8 @@ class Store:
             Columns ``plan, run, status, seed, attempts, step, reason, started, finished, machine, pid``, then
             the spec as ``spec.<field>``. ``started`` and ``finished`` are times in UTC.
         """
-        import pandas
-
-        leading = ["plan", "run", "status", "seed", "attempts", "step", "reason", "started", "finished",
-                   "machine", "pid"]  # fmt: skip
-        query = sql.select(run_table, run_table.c.key.label("run")).order_by(run_table.c.id)
+        wanted = {run_table.c.status: status}
         if plan is not None:
-            query = query.where(run_table.c.plan == _name_of(plan))
-        if status is not None:
-            query = query.where(run_table.c.status == status)
+            wanted[run_table.c.plan] = name_of(plan)
         with self._database.reading() as connection:
-            found = connection.execute(query).all()
-        rows = []
-        for row in found:
-            flat = {column: row._mapping[column] for column in leading}
-            flat.update({f"spec.{field}": value for field, value in restore(row.spec).items()})
-            rows.append(flat)
-        frame = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=leading)
-        for column in ("started", "finished"):
-            frame[column] = pandas.to_datetime(frame[column].astype(float), unit="s", utc=True)
-        return frame
+            return run_frame(connection, wanted)
