@@ -170,15 +170,20 @@ def _draw_target(axes: Axes, result: Forecast) -> None:
         if result.check is not None:
             told = _percent(value / result.check.measured - 1.0)
         axes.text(1.03, place, told, transform=axes.get_yaxis_transform(), va="center", color=color)
+    axes.margins(x=0.06)
     if result.check is not None:
         axes.axvline(result.check.measured, color=LIGHT["ink"], linewidth=1.5, zorder=3)
+        left, right = axes.get_xlim()
+        beside = (result.check.measured - left) / (
+            right - left
+        )  # far right, the name stays clear of the errors
         axes.annotate(
             f"measured {result.check.measured:.4f}",
             (result.check.measured, 1.0),
             (0, 3),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
-            ha="center",
+            ha="center" if beside < 0.75 else "right",
             va="bottom",
             annotation_clip=False,
         )
@@ -188,7 +193,6 @@ def _draw_target(axes: Axes, result: Forecast) -> None:
     axes.tick_params(axis="y", length=0, labelcolor=LIGHT["ink"])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"loss, nats a token; bars are {100 * result.level:g} % prediction intervals")
 
