@@ -253,20 +253,25 @@ class SumOfPowers(Form):
 
     def curvature(self, theta: Array, features: Array, cotangent: Array) -> Array:
         jacobian = self.jacobian(theta, features)[1]
-        outer = np.matmul(jacobian * cotangent[:, None], jacobian.transpose(0, 2, 1))
-        return self.curvature_sparse(jacobian, features, cotangent) - outer
-
-    def curvature_sparse(self, jacobian: Array, features: Array, cotangent: Array) -> Array:
-        """`curvature` without ``-J diag(cotangent) J^T``: with f = log L, f_ij = L_ij/L - f_i f_j."""
-        size = len(self.parameters)
-        out = np.zeros((len(jacobian), size, size))
-        for i, j, k in self.terms:
-            column = features[:, k]
-            weighted = cotangent * jacobian[:, i]
-            out[:, i, i] = weighted.sum(axis=1)
-            out[:, i, j] = out[:, j, i] = weighted @ -column
-            out[:, j, j] = weighted @ (column * column)
+        out = -np.matmul(jacobian * cotangent[:, None], jacobian.transpose(0, 2, 1))
+        self.add_curvature(
+            out, np.matmul(jacobian, cotangent[..., None])[..., 0], jacobian, features, cotangent
+        )
         return out
+
+    def add_curvature(
+        self, out: Array, gradient: Array, jacobian: Array, features: Array, cotangent: Array
+    ) -> None:
+        """Add to ``out`` what `curvature` holds besides ``-J diag(cotangent) J^T``.
+
+        With f = log L, f_ij = L_ij / L - f_i f_j; and since a term is an exponential, the sums of L_ij / L for its
+        coefficient are those of the gradient ``J cotangent``.
+        """
+        for i, j, k in self.terms:
+            out[:, i, i] += gradient[:, i]
+            out[:, i, j] += gradient[:, j]
+            out[:, j, i] += gradient[:, j]
+            out[:, j, j] -= (cotangent * jacobian[:, j]) @ features[:, k]
 
     def starts(self, features: Array, log_y: Array, weights: Array) -> Array:
         free = list(itertools.product(self.grid, repeat=len(self.terms)))

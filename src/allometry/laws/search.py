@@ -37,7 +37,7 @@ def search(problem: Problem) -> tuple[Solution, list[list[tuple[Array, float]]]]
     keep = _best_rows(theta, np.nan_to_num(value, nan=np.inf), curve, 30 if few else 8, merge=False)
     theta, curve = theta[keep], curve[keep]
     coarse = solve(
-        problem, theta, curve, deltas=deltas[:1], iterations=20 if few else 6, tolerance=1e-6 if few else 1e-3
+        problem, theta, curve, deltas=deltas[:1], iterations=20 if few else 4, tolerance=1e-6 if few else 1e-3
     )
     keep = _best_rows(coarse.theta, coarse.objective, curve, 10 if few else 3, merge=True)
     theta, curve = coarse.theta[keep], curve[keep]

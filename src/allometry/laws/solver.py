@@ -105,7 +105,7 @@ class Problem:
             # curvature = -J diag(slope) J^T + a sparse part: fold the first into the one product
             bend -= slope
             hessian = np.matmul(jacobian * bend[:, None], transposed)
-            hessian += self.form.curvature_sparse(jacobian, self.features, slope)
+            self.form.add_curvature(hessian, gradient, jacobian, self.features, slope)
         else:
             hessian = np.matmul(jacobian * bend[:, None], transposed)
             hessian += self.form.curvature(theta, self.features, slope)
@@ -212,6 +212,7 @@ def solve(
     return out
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a trial may overflow; it is then refused
 def _descend(
     problem: Problem, start: Array, curve: NDArray[np.intp], delta: float, iterations: int, tolerance: float
 ) -> Solution:
@@ -219,8 +220,7 @@ def _descend(
     final = Solution(start.copy(), np.empty(len(start)), np.zeros(len(start), dtype=bool))
     alive = np.arange(len(start))
     theta, which = final.theta.copy(), curve
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        objective, gradient, hessian, first = problem.expand(theta, which, delta)
+    objective, gradient, hessian, first = problem.expand(theta, which, delta)
     assert first is not None
     majoriser = first
     damping = np.full(len(start), 1e-2)
@@ -238,18 +238,13 @@ def _descend(
             system.transpose(0, 2, 1)[held] = 0.0
             system[:, diagonal, diagonal] += held
             slope = np.where(held, 0.0, gradient)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            step = solve_positive(system, slope)
-            trial = np.minimum(np.maximum(theta - np.minimum(np.maximum(step, -4.0), 4.0), lower), upper)
-            moved = trial - theta
-            promised = -np.einsum(
-                "bp,bp->b", moved, gradient + 0.5 * np.matmul(system, moved[..., None])[..., 0]
-            )
-            # The majoriser only measures distance: renewed every third step, it costs a third.
-            renew = iteration % 3 == 0
-            new, new_gradient, new_hessian, new_majoriser = problem.expand(
-                trial, which, delta, majorise=renew
-            )
+        step = solve_positive(system, slope)
+        trial = np.minimum(np.maximum(theta - np.minimum(np.maximum(step, -4.0), 4.0), lower), upper)
+        moved = trial - theta
+        promised = -np.einsum("bp,bp->b", moved, gradient + 0.5 * np.matmul(system, moved[..., None])[..., 0])
+        # The majoriser only measures distance: renewed every third step, it costs a third.
+        renew = iteration % 3 == 0
+        new, new_gradient, new_hessian, new_majoriser = problem.expand(trial, which, delta, majorise=renew)
         gain = objective - new
         accept = gain > 0
         settled = (np.abs(promised) <= tolerance * objective + flat) & (damping < 10)
