@@ -237,6 +237,23 @@ class TestFailure:
             "failed", 2, sentence
         ]  # fmt: skip
 
+    def test_an_interrupt_in_this_process_holds_nothing_back(
+        self, store: Store, plan: str, tmp_path: Path
+    ) -> None:
+        def interrupt(event: Event) -> None:
+            if event.kind == "record":
+                raise KeyboardInterrupt
+
+        tasks = counts(tmp_path, 2)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tasks, store, plan, workers=0, on_event=interrupt, display=None)
+        assert store.runs(plan)["status"].tolist() == ["pending", "pending"]
+        assert len(store.records(plan)) == 1  # it was stored before it was told
+        assert execute(tasks, store, plan, workers=0, display=None).ok
+        assert numbers(store, plan) == [
+            row for row in undisturbed(tmp_path / "calm") if row[0] in ("run0", "run1")
+        ]
+
     def test_a_worker_that_leaves(self, store: Store, plan: str) -> None:
         report = execute([Task("a", "chores:leave", {})], store, plan, workers=1, retries=0, display=None)
         assert report.failed == {"a": "worker exited with code 7 in the middle of the task"}

@@ -125,7 +125,7 @@ def run_frame(connection: Connection, wanted: Wanted) -> "pandas.DataFrame":
 
 
 def record_frame(connection: Connection, wanted: Wanted) -> "pandas.DataFrame":
-    """One row a record with its run's columns and spec; of two equal names the value's is ``value.<name>``."""
+    """One row a record with its run's columns and spec; of two equal names the value's is ``value.*``."""
     import pandas
 
     leading = ["plan", "run", "name", "status", "seed", "attempts", "reason"]
