@@ -264,7 +264,7 @@ class SumOfPowers(Form):
     ) -> None:
         """Add to ``out`` what `curvature` holds besides ``-J diag(cotangent) J^T``.
 
-        With f = log L, f_ij = L_ij / L - f_i f_j; and since a term is an exponential, the sums of L_ij / L for its
+        With f = log L, f_ij = L_ij / L - f_i f_j; a term is an exponential, so the sums of L_ij / L for its
         coefficient are those of the gradient ``J cotangent``.
         """
         for i, j, k in self.terms:
@@ -274,14 +274,19 @@ class SumOfPowers(Form):
             out[:, j, j] -= (cotangent * jacobian[:, j]) @ features[:, k]
 
     def starts(self, features: Array, log_y: Array, weights: Array) -> Array:
-        free = list(itertools.product(self.grid, repeat=len(self.terms)))
-        exponents = np.array(free)  # (g, terms)
-        basis = np.exp(
-            -exponents[:, None] * features[None][..., [k for _, _, k in self.terms]]
-        )  # (g, n, terms)
+        # The grid is a product, so its few distinct columns give all normal equations at once.
+        picks = np.array(list(itertools.product(range(len(self.grid)), repeat=len(self.terms))))
+        exponents = self.grid[picks]  # (g, terms)
+        columns = [np.exp(-self.grid[:, None] * features[:, k]) for _, _, k in self.terms]
+        index = picks + len(self.grid) * np.arange(len(self.terms))
         if self.floor is not None:
-            basis = np.concatenate([np.ones_like(basis[..., :1]), basis], axis=-1)
-        coefficients = nonnegative_least_squares(basis, log_y, weights)  # (curves, g, m)
+            columns.insert(0, np.ones((1, len(features))))
+            index = np.concatenate([np.zeros((len(index), 1), dtype=int), index + 1], axis=1)
+        basis = np.concatenate(columns)  # (distinct, n)
+        relative = np.exp(-log_y)
+        gram = np.matmul(basis * (weights * relative**2)[:, None], basis.T)
+        right = (weights * relative) @ basis.T
+        coefficients = nonnegative_solution(gram[:, index[:, :, None], index[:, None]], right[:, index])
         out = np.zeros((len(log_y), len(exponents), len(self.parameters)))
         offset = 0
         if self.floor is not None:
@@ -295,9 +300,6 @@ class SumOfPowers(Form):
 
 def nonnegative_least_squares(basis: Array, log_y: Array, weights: Array) -> Array:
     """Non-negative coefficients that minimise the relative error of ``basis @ coefficients`` against ``y``.
-
-    Every support is tried (at most seven for three columns) and the best feasible one kept, which is exact
-    and, unlike an active-set walk, the same instructions for every problem of the batch.
 
     Parameters
     ----------
@@ -313,8 +315,18 @@ def nonnegative_least_squares(basis: Array, log_y: Array, weights: Array) -> Arr
     products = (basis[..., :, None] * basis[..., None, :]).transpose(1, 0, 2, 3).reshape(n, -1)
     gram = (relative @ products).reshape(len(log_y), grid, m, m)
     right = np.matmul(weights * np.exp(-log_y), basis.transpose(1, 0, 2).reshape(n, -1)).reshape(-1, grid, m)
+    return nonnegative_solution(gram, right)
+
+
+def nonnegative_solution(gram: Array, right: Array) -> Array:
+    """Non-negative least squares ``(..., m)`` from normal equations ``(..., m, m)`` and ``(..., m)``.
+
+    Every support is tried (at most seven for three columns) and the best feasible one kept: exact, and
+    unlike an active-set walk, the same instructions for every problem of the batch.
+    """
+    m = right.shape[-1]
     best = np.zeros_like(right)
-    best_gain = np.full(right.shape[:2], -1.0)
+    best_gain = np.full(right.shape[:-1], -1.0)
     for size in range(1, m + 1):
         for support in itertools.combinations(range(m), size):
             chosen = list(support)

@@ -126,7 +126,7 @@ def redraw(
     )  # fmt: skip
     start = np.repeat(theta, count, axis=0)
     # A resample's optimum is close: no stages are needed from here.
-    refits = solve(batch, start, np.arange(len(start)), iterations=40, tolerance=1e-7)
+    refits = solve(batch, start, np.arange(len(start)), iterations=40, tolerance=1e-6)
     return refits.theta.reshape(curves, count, size)
 
 
