@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -19,32 +18,53 @@ def target_multiple(text: str) -> float:
     try:
         return float(text.strip().lower().removesuffix("x"))
     except ValueError:
-        raise typer.BadParameter(f"give a multiple of the largest rung's compute such as 8x, not {text!r}") from None
+        raise typer.BadParameter(
+            f"give a multiple of the largest rung's compute such as 8x, not {text!r}"
+        ) from None
 
 
 def forecast(
     text: Annotated[
         Optional[list[str]],  # noqa: UP045  (typer reads this annotation at run time)
-        typer.Argument(help="Text, JSONL or Parquet files, folders or patterns; the standard library's source by default."),
+        typer.Argument(
+            help="Text, JSONL or Parquet files, folders or patterns; the standard library's source by default."
+        ),
     ] = None,
-    plan: Annotated[Optional[str], typer.Option(help="small, default or large; a probe chooses otherwise.")] = None,  # noqa: UP045
-    tiny: Annotated[bool, typer.Option("--tiny", help="A ladder of seconds: shows that everything runs, says nothing.")] = False,
-    target: Annotated[str, typer.Option(help="The target's training compute over the largest rung's.")] = "8x",
-    tokens: Annotated[Optional[float], typer.Option(help="The target's tokens; the fitted optimum by default.")] = None,  # noqa: UP045
+    plan: Annotated[
+        Optional[str], typer.Option(help="small, default or large; a probe chooses otherwise.")
+    ] = None,  # noqa: UP045
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="A ladder of seconds: shows that everything runs, says nothing.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option(help="The target's training compute over the largest rung's.")
+    ] = "8x",
+    tokens: Annotated[
+        Optional[float], typer.Option(help="The target's tokens; the fitted optimum by default.")
+    ] = None,  # noqa: UP045
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not train the target.")] = False,
     seeds: Annotated[int, typer.Option(help="Seeds a size.")] = 2,
     seed: Annotated[int, typer.Option(help="Which family of seeds.")] = 0,
-    replays: Annotated[int, typer.Option(help="Repeat the whole job so often, all seeds different, and judge it.")] = 1,
+    replays: Annotated[
+        int, typer.Option(help="Repeat the whole job so often, all seeds different, and judge it.")
+    ] = 1,
     report: Annotated[Path, typer.Option(help="Folder for the page, figures and tables.")] = Path("forecast"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    store: Annotated[str, typer.Option(help="Where records go: a file or a database URL.")] = ".allometry/store.db",
-    tokenizer: Annotated[Optional[str], typer.Option(help="A Hugging Face tokenizer's file or folder; bytes by default.")] = None,  # noqa: UP045
+    store: Annotated[
+        str, typer.Option(help="Where records go: a file or a database URL.")
+    ] = ".allometry/store.db",
+    tokenizer: Annotated[
+        Optional[str], typer.Option(help="A Hugging Face tokenizer's file or folder; bytes by default.")
+    ] = None,  # noqa: UP045
     text_field: Annotated[str, typer.Option(help="The key or column that holds the text.")] = "text",
-    workers: Annotated[Optional[int], typer.Option(help="Worker processes; as many as cores by default.")] = None,  # noqa: UP045
+    workers: Annotated[
+        Optional[int], typer.Option(help="Worker processes; as many as cores by default.")
+    ] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a ladder of small models on TEXT, forecast a larger one, train it, and compare."""
     from allometry.forecast.forecast import forecast as run
+    from allometry.forecast.report import to_json
 
     if tiny and plan not in (None, "tiny"):
         raise typer.BadParameter(f"--tiny and --plan {plan} contradict each other")
@@ -57,8 +77,8 @@ def forecast(
         from allometry.forecast.replays import replay
 
         judged = replay(text, replays, seed=seed, report=report, **settings)
-        print(json.dumps(judged.to_dict(), default=float) if as_json else judged)
+        print(to_json(judged.to_dict()) if as_json else judged)
         return
     result = run(text, seed=seed, check=not no_check, report=report, **settings)
-    print(json.dumps(result.to_dict(), default=float) if as_json else result)
+    print(to_json(result.to_dict()) if as_json else result)
     print(f"Report: {report / 'report.html'}", file=sys.stderr)

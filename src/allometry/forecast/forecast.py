@@ -10,7 +10,6 @@ and others, 2020. arXiv:2001.08361 (equation 1.5).
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allometry.forecast.check import Check, check as compare, naive_forecasts, seed_noise
+from allometry.forecast.check import Check, naive_forecasts, seed_noise
+from allometry.forecast.check import check as compare
 from allometry.forecast.ladder import PLANS, Ladder, ladder_tasks, non_embedding, run_key, target_task
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Forecast:
             "check": None if self.check is None else self.check.to_dict(),
             "naive": self.naive.to_dict(orient="index"),
             "backtest": self.backtest,
-            "choice": self.choice.to_dict(orient="records"),
+            "choice": self.choice.reset_index().to_dict(orient="records"),
             "law": self.fit.to_dict(),
             "notes": self.notes,
             "cost": self.cost,
@@ -182,7 +182,9 @@ def forecast(
     need("torch", extra="train", purpose="training a ladder")
     _refuse(plan, target, tokens, seeds)
     say = tell or (lambda sentence: None)
-    workers = workers or max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or max(
+        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     paths = [sources] if isinstance(sources, (str, Path)) else list(sources or [])
     paths = [str(Path(path).resolve()) for path in paths]
     corpus = read_corpus({"paths": paths, "tokenizer": tokenizer, "text_field": text_field})
@@ -206,7 +208,9 @@ def forecast(
         )  # fmt: skip
         if ladder_report.failed:
             key, reason = next(iter(ladder_report.failed.items()))
-            raise ForecastError(f"{len(ladder_report.failed)} of the ladder's tasks failed; the first, {key}: {reason}")
+            raise ForecastError(
+                f"{len(ladder_report.failed)} of the ladder's tasks failed; the first, {key}: {reason}"
+            )
         result = predicted(database, found)
         say(result_line(result))
         # the forecast is on record, under a hash, before the target trains
@@ -216,10 +220,16 @@ def forecast(
             {key: value for key, value in result.to_dict().items() if key not in ("check", "plan")},
         )
         if check:
-            task = target_task(content, result.target["width"], result.target["tokens"], content["target_seed"])
-            target_report = execute([task], database, stored, workers=1, threads=content["target_threads"], display=display)
+            task = target_task(
+                content, result.target["width"], result.target["tokens"], content["target_seed"]
+            )
+            target_report = execute(
+                [task], database, stored, workers=1, threads=content["target_threads"], display=display
+            )
             if target_report.failed:
-                raise ForecastError(f"the target's training failed: {next(iter(target_report.failed.values()))}")
+                raise ForecastError(
+                    f"the target's training failed: {next(iter(target_report.failed.values()))}"
+                )
             checked(database, stored, result)
     if report is not None:
         result.report(report)
@@ -230,7 +240,9 @@ def _refuse(plan: str | None, target: float, tokens: float | None, seeds: int) -
     if plan is not None and plan not in PLANS:
         raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
     if not (math.isfinite(target) and 1.0 <= target <= 1000.0):
-        raise ValueError(f"target is a multiple of the largest rung's compute between 1 and 1000, got {target}")
+        raise ValueError(
+            f"target is a multiple of the largest rung's compute between 1 and 1000, got {target}"
+        )
     if tokens is not None and not (math.isfinite(tokens) and tokens >= 1):
         raise ValueError(f"tokens must be a positive number, got {tokens}")
     if seeds < 1:
@@ -281,7 +293,7 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     rule = content["law"]
     settings = {"run": run, "loss": rule["loss"], "delta": rule["delta"]}
     choice = laws.compare_forms(rule["candidates"], x, y, **settings)
-    form = str(choice.attrs["chosen"])
+    form = choose_form(choice, rule)
     fit = laws.fit(form, x, y, random_state=0, **settings)
     goal, remark = choose_target(fit, content, ladder)
     notes += remark
@@ -305,6 +317,19 @@ def predicted(store: Store, plan: Plan) -> Forecast:
             "seed_noise": seed_noise(used)[0],
         },
     )  # fmt: skip
+
+
+def choose_form(choice: pd.DataFrame, rule: Mapping[str, Any]) -> str:
+    """The plan's first law, or one whose held-out error is below ``margin`` times the first one's.
+
+    ``choice`` is :func:`allometry.laws.compare_forms`' table; its column ``chosen`` is set to what is returned.
+    """
+    errors = choice["held_out_error"]
+    first = rule["candidates"][0]
+    best = errors.idxmin() if errors.notna().any() else first
+    chosen = str(best if errors[best] < rule["margin"] * errors[first] else first)
+    choice["chosen"] = choice.index == chosen
+    return chosen
 
 
 def _first(value: Any) -> Any:
@@ -384,7 +409,13 @@ def checked(store: Store, plan: Plan | str, result: Forecast) -> None:
         return
     row = table.iloc[-1]
     result.check = compare(
-        result.value, result.low, result.high, result.naive, float(row["loss"]), float(row["bits_per_byte"]), result.level
+        result.value,
+        result.low,
+        result.high,
+        result.naive,
+        float(row["loss"]),
+        float(row["bits_per_byte"]),
+        result.level,
     )
 
 
@@ -422,16 +453,15 @@ class _Live:
             )  # fmt: skip
             goal, _ = choose_target(fit, content, ladder)
             at = {"params": [goal["params"]], "tokens": [goal["tokens"]]}
-            value, low, high = (float(_first(part)) for part in fit.interval(at, level=LEVEL, kind="prediction"))
+            value, low, high = (
+                float(_first(part)) for part in fit.interval(at, level=LEVEL, kind="prediction")
+            )
         except ValueError:
             return  # too few points yet for this law
         total = len(ladder.widths) * len(content["seeds"])
-        self.say(f"With {self.told} of {total} runs: {value:.4f} nats ({low:.4f} to {high:.4f}) at width {goal['width']}")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(values, indent=2, default=float) + "\n")
+        self.say(
+            f"With {self.told} of {total} runs: {value:.4f} nats ({low:.4f} to {high:.4f}) at width {goal['width']}"
+        )
 
 
 __all__ = ["Forecast", "ForecastError", "forecast", "predicted", "run_key"]

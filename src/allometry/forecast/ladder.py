@@ -81,21 +81,32 @@ class Ladder:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ladder:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
 
 
 _MILLION = 1_000_000
 PLANS: dict[str, Ladder] = {
     "tiny": Ladder(
-        widths=(16, 32, 48), tokens=(16_384, 24_576, 32_768), context=64, batch=4, warmup=8, validation_windows=64
+        widths=(16, 32, 48),
+        tokens=(16_384, 24_576, 32_768),
+        context=64,
+        batch=4,
+        warmup=8,
+        validation_windows=64,
     ),
     "small": Ladder(widths=(16, 32, 48), tokens=(_MILLION, 3 * _MILLION // 2, 2 * _MILLION)),
-    "default": Ladder(widths=(16, 32, 48), tokens=(_MILLION, 3 * _MILLION // 2, 2 * _MILLION, 3 * _MILLION)),
+    "default": Ladder(
+        widths=(16, 32, 48, 64), tokens=(_MILLION, 3 * _MILLION // 2, 2 * _MILLION, 3 * _MILLION)
+    ),
     "large": Ladder(
         widths=(64, 96, 128, 192, 256),
         tokens=(10 * _MILLION, 15 * _MILLION, 20 * _MILLION, 40 * _MILLION),
@@ -113,32 +124,29 @@ def non_embedding(ladder: Ladder, width: int, vocab_size: int) -> int:
     return ladder.config(width, vocab_size).parameters()["non_embedding"]
 
 
-def new_model(
-    ladder: Ladder, width: int, vocab_size: int, seed: int, *, device: str = "cpu"
-) -> tuple[GPT, list[dict[str, Any]]]:
-    """A model in maximal update parametrization, and its optimizer groups."""
+def new_model(ladder: Ladder, width: int, vocab_size: int, seed: int, *, device: str = "cpu") -> GPT:
+    """A model of one width in maximal update parametrization."""
     import torch
 
-    from allometry.init.mup import apply_, roles
+    from allometry.init.mup import apply_
     from allometry.models.gpt import GPT
-    from allometry.optim.groups import param_groups
     from allometry.train.seeds import Seeds
 
     config = ladder.config(width, vocab_size)
     with torch.device("meta"):
         base = GPT(replace(config, width=ladder.base_width))
         delta = GPT(replace(config, width=2 * ladder.base_width))
-    model = GPT(config, generator=Seeds(seed).generator("init"))
-    apply_(model, base, delta)
-    multiples = roles(model, optimizer="adam", decay="independent")
-    model.to(device)
-    return model, param_groups(model, ladder.learning_rate, multiples)
+    return apply_(GPT(config, generator=Seeds(seed).generator("init")), base, delta).to(device)  # type: ignore[return-value]
 
 
-def new_optimizer(ladder: Ladder, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW with decay independent of the rate, as every ladder uses it (the decay itself is zero)."""
+def new_optimizer(ladder: Ladder, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW with each parameter's rate by its role, and decay independent of the rate (here zero)."""
+    from allometry.init.mup import roles
     from allometry.optim.adamw import AdamWIndependent
+    from allometry.optim.groups import param_groups
 
+    multiples = roles(model, optimizer="adam", decay="independent")
+    groups = param_groups(model, ladder.learning_rate, multiples)
     return AdamWIndependent(groups, ladder.learning_rate, betas=ladder.betas, fused=True)
 
 
@@ -166,22 +174,22 @@ def run_key(width: int, seed: int) -> str:
 
 
 def ladder_tasks(plan: Mapping[str, Any]) -> list[Task]:
-    """One task a width and seed, or one a width where seeds are trained as a stack."""
+    """One task a width and seed, or one a width where its seeds are trained as a stack."""
     ladder = Ladder.from_dict(plan["ladder"])
     tasks = []
     for width in ladder.widths:
-        together = plan["stack"].get(str(width), 1)
-        seeds = plan["seeds"]
-        for start in range(0, len(seeds), together):
-            chosen = seeds[start : start + together]
-            tasks.append(_task(plan, ladder, width, chosen, ladder.tokens))
+        stacked = width in plan["stacked_widths"]
+        together = len(plan["seeds"]) if stacked else 1
+        for start in range(0, len(plan["seeds"]), together):
+            chosen = plan["seeds"][start : start + together]
+            tasks.append(_task(plan, ladder, width, chosen, ladder.tokens, stacked=stacked))
     return tasks
 
 
 def target_task(plan: Mapping[str, Any], width: int, tokens: float, seed: int) -> Task:
     """The large run that checks the forecast."""
     ladder = Ladder.from_dict(plan["ladder"])
-    return _task(plan, ladder, width, [seed], (int(tokens),), slots=plan["workers"], kind="target")
+    return _task(plan, ladder, width, [seed], (int(tokens),), stacked=plan["target_stacked"], kind="target")
 
 
 def _task(
@@ -191,7 +199,7 @@ def _task(
     seeds: Sequence[int],
     tokens: Sequence[int],
     *,
-    slots: int = 1,
+    stacked: bool,
     kind: str = "ladder",
 ) -> Task:
     prefix = "" if kind == "ladder" else "target/"
@@ -210,12 +218,12 @@ def _task(
             "runs": list(runs),
             "dtype": plan["dtype"],
             "device": plan["device"],
-            "kind": kind,
-            "threads": plan["target_threads"] if kind == "target" else plan["threads"],
+            "stack": stacked,
         },
         runs=runs,
         cost=len(seeds) * ladder.trained_tokens(tokens) * config.macs_per_token() ** 0.75,
-        slots=slots,
+        threads=plan["target_threads"] if kind == "target" else None,
+        exclusive=kind == "target",
     )
 
 
@@ -237,20 +245,22 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
     corpus = read_corpus(arguments["corpus"])
     train, held_out = corpus.tokens("train").to(device), corpus.tokens("validation").to(device)
     windows = validation_windows(held_out, ladder.context, ladder.validation_windows)
-    built = [new_model(ladder, width, vocab_size, seed, device=device) for seed in seeds]
+    models = [new_model(ladder, width, vocab_size, seed, device=device) for seed in seeds]
     orders = [Windows(train, ladder.context, ladder.batch, Seeds(seed).integer("data")) for seed in seeds]
     config = ladder.config(width, vocab_size)
     counts = config.parameters()
     flops = 6.0 * config.macs_per_token()
-    if len(seeds) == 1:
-        model, groups = built[0]
-        batches: Any = orders[0]
-    else:
+    model: torch.nn.Module = models[0]
+    batches: Any = orders[0]
+    optimizer: torch.optim.Optimizer
+    if arguments["stack"]:
         from allometry.train.stack import Stack
 
-        model = Stack([member for member, _ in built])
-        groups = stacked_groups(model, built[0])
+        model = Stack(models)
         batches = StackedWindows(orders)
+        optimizer = model.optimizer(lambda member: new_optimizer(ladder, member))
+    else:
+        optimizer = new_optimizer(ladder, model)
 
     def tell(record: Mapping[str, Any]) -> None:
         losses = record["loss"]
@@ -280,7 +290,7 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
     log = fit(
         model,
         batches,
-        optimizer=new_optimizer(ladder, groups),
+        optimizer=optimizer,
         horizons=[ladder.steps(tokens) for tokens in arguments["tokens"]],
         schedule=WSD(ladder.warmup, ladder.decay),
         clip=ladder.clip,
@@ -294,11 +304,3 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
     )
     for replica, step in log.diverged.items():
         context.diverged(runs[replica], "the loss grew beyond twice its start or stopped being finite", step)
-
-
-def stacked_groups(stack: Any, member: tuple[GPT, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One member's optimizer groups, for the stack's tensors of the same names."""
-    model, groups = member
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    stacked = dict(stack.named_parameters())
-    return [{**group, "params": [stacked[name_of[id(p)]] for p in group["params"]]} for group in groups]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,18 @@ from allometry.forecast.ladder import PLANS, Ladder, new_model, new_optimizer
 if TYPE_CHECKING:
     from allometry.data.corpus import Corpus
 
-# How the law is fitted. The candidates are tried on the ladder alone: each is fitted without the largest size
-# and predicts it; the one that comes closest is used. All of it stands in the plan.
+# How the law is fitted. The first candidate is used, unless another, fitted without the largest size, foretells
+# that size with less than half the first one's error: two laws that a ladder can hardly tell apart part far
+# beyond it, so a change of law needs more than luck. All of it stands in the plan, before anything trains.
 LAW = {
     "candidates": ["chinchilla", "kaplan"],
     "choice": "leave the largest size out",
+    "margin": 0.5,
     "params": "non_embedding",
     "loss": "huber",
     "delta": 1e-3,
 }
-BUDGET_SECONDS = 8 * 60.0  # what the probe aims at for the whole job
+BUDGET_SECONDS = 10 * 60.0  # what the probe aims at for the whole job
 _STACK_GAIN = 1.15  # stacks are used from this measured speed-up on
 
 
@@ -78,7 +80,12 @@ def make_plan(request: Mapping[str, Any], corpus: Corpus, *, workers: int) -> di
             if speeds[name]["seconds"] <= BUDGET_SECONDS:
                 break
     elif name == "tiny":
-        speeds[name] = {"dtype": "float32", "stack": {}, "seconds": None, "target_threads": 1}
+        speeds[name] = {
+            "dtype": "float32",
+            "stacked_widths": [],
+            "target_stacked": False,
+            "target_threads": 1,
+        }
     else:
         speeds[name] = probe(PLANS[name], corpus.vocab_size, request, device, workers)
     assert name is not None
@@ -106,7 +113,8 @@ def make_plan(request: Mapping[str, Any], corpus: Corpus, *, workers: int) -> di
         "workers": workers,
         "threads": 1,
         "target_threads": chosen["target_threads"],
-        "stack": chosen["stack"],
+        "stacked_widths": chosen["stacked_widths"],
+        "target_stacked": chosen["target_stacked"],
         "law": LAW,
         "smallest_tokens": min(ladder.tokens),
     }
@@ -125,7 +133,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def target_widths(ladder: Ladder, vocab_size: int, target: float) -> tuple[int, float]:
+def typical_target(ladder: Ladder, target: float) -> tuple[int, float]:
     """A typical target before any law is known: ``target`` times the compute, split evenly between N and D."""
     tokens = ladder.tokens[-1] * target**0.5
     width = ladder.widths[-1] * target**0.25
@@ -138,60 +146,82 @@ def probe(
     """Seconds that the job would take, and what is fastest here: precision, threads, stacks.
 
     A freshly started machine can be tens of times slower for its first steps, so every measurement is warmed
-    until two timings agree.
+    until its timings agree.
     """
     import torch
 
-    width, tokens = target_widths(ladder, vocab_size, request["target"])
+    width, tokens = typical_target(ladder, request["target"])
     before = torch.get_num_threads()
-    try:
+
+    def seconds(width: int, *, seeds: int = 0, dtype: str = "float32", threads: int = 1) -> float:
         if device == "cpu":
-            torch.set_num_threads(1)
-        singles = {w: step_seconds(ladder, w, vocab_size, device, "float32") for w in ladder.widths}
-        stacks = {}
-        if request["seeds"] > 1:
-            stacks = {w: _stack_gain(ladder, w, vocab_size, request["seeds"], device) for w in ladder.widths}
+            torch.set_num_threads(threads)
+        return step_seconds(ladder, width, vocab_size, device, dtype, seeds=seeds)
+
+    try:
+        # on a CPU bfloat16 pays from about width 256 up at the earliest; below it is not even tried
         dtype = "float32"
-        # on a CPU without matrix units bfloat16 pays from about width 256 up; below, it is not even tried
         if device != "cpu" or width >= 256:
-            half = step_seconds(ladder, width, vocab_size, device, "bfloat16")
-            dtype = "bfloat16" if half < 0.9 * step_seconds(ladder, width, vocab_size, device, "float32") else dtype
-        threads = {1: step_seconds(ladder, width, vocab_size, device, dtype)}
-        if device == "cpu" and workers > 1:
-            torch.set_num_threads(workers)
-            threads[workers] = step_seconds(ladder, width, vocab_size, device, dtype)
+            dtype = min(("float32", "bfloat16"), key=lambda kind: seconds(width, dtype=kind))
+        alone = {w: seconds(w, dtype=dtype) for w in ladder.widths}
+        stackable = dtype == "float32"
+        stacks = {
+            w: seconds(w, seeds=request["seeds"]) / request["seeds"] for w in ladder.widths if stackable
+        }
+        counts = [1] if device != "cpu" or workers == 1 else [1, workers]
+        ways = [(stacked, count) for stacked in (False, True)[: 1 + stackable] for count in counts]
+        target = {way: seconds(width, seeds=int(way[0]), dtype=dtype, threads=way[1]) for way in ways}
     finally:
         torch.set_num_threads(before)
-    best = min(threads, key=lambda count: threads[count])
-    runs = sum(
-        request["seeds"] * singles[w] / max(1.0, stacks.get(w, 1.0)) * ladder.trained_tokens() for w in ladder.widths
-    )
-    seconds = runs / ladder.tokens_per_step / (workers if device == "cpu" else 1)
-    seconds += threads[best] * tokens / ladder.tokens_per_step
+    best = min(target, key=lambda way: target[way])
+    stacked = [w for w in ladder.widths if w in stacks and alone[w] / stacks[w] >= _STACK_GAIN]
+    step = {w: stacks[w] if w in stacked else alone[w] for w in ladder.widths}
+    steps = request["seeds"] * ladder.trained_tokens() / ladder.tokens_per_step
+    total = sum(step.values()) * steps / (workers if device == "cpu" else 1)
     return {
         "dtype": dtype,
-        "target_threads": best,
-        "stack": {str(w): request["seeds"] for w, gain in stacks.items() if gain >= _STACK_GAIN},
-        "seconds": seconds,
+        "stacked_widths": stacked,
+        "target_stacked": best[0],
+        "target_threads": best[1],
+        "seconds": total + target[best] * tokens / ladder.tokens_per_step,
     }
 
 
-def step_seconds(ladder: Ladder, width: int, vocab_size: int, device: str, dtype: str, *, limit: float = 3.0) -> float:
-    """Median seconds of one training step, warm."""
+def step_seconds(
+    ladder: Ladder,
+    width: int,
+    vocab_size: int,
+    device: str,
+    dtype: str,
+    *,
+    seeds: int = 0,
+    limit: float = 3.0,
+) -> float:
+    """Seconds of one warm training step of one model, or of a stack of ``seeds`` models where that is not 0."""
     import torch
 
     from allometry.train.language import next_token_loss
 
-    model, groups = new_model(ladder, width, vocab_size, 0, device=device)
-    optimizer = new_optimizer(ladder, groups)
     tokens = torch.zeros(ladder.batch, ladder.context, dtype=torch.long, device=device)
+    model: torch.nn.Module = new_model(ladder, width, vocab_size, 0, device=device)
+    if seeds:
+        from allometry.train.stack import Stack
+
+        model = Stack([new_model(ladder, width, vocab_size, seed, device=device) for seed in range(seeds)])
+        optimizer: torch.optim.Optimizer = model.optimizer(lambda member: new_optimizer(ladder, member))
+        tokens = tokens.expand(seeds, *tokens.shape)
+    else:
+        optimizer = new_optimizer(ladder, model)
+    clip = getattr(model, "clip_grad_norm", None) or partial(
+        torch.nn.utils.clip_grad_norm_, model.parameters()
+    )
 
     def step() -> float:
         start = time.perf_counter()
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = next_token_loss(model, tokens, tokens)
+            loss = next_token_loss(model, tokens, tokens).sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), ladder.clip)
+        clip(ladder.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
@@ -200,8 +230,8 @@ def step_seconds(ladder: Ladder, width: int, vocab_size: int, device: str, dtype
     return _settled(step, limit)
 
 
-def _settled(step: Any, limit: float) -> float:
-    """Time of a step once three in a row agree within a fifth, or the median of the last ones at the limit."""
+def _settled(step: Callable[[], float], limit: float) -> float:
+    """Time of a step once five in a row agree within a fifth, or the median of the last five at the limit."""
     end = time.monotonic() + limit
     times = [step()]
     while time.monotonic() < end:
@@ -210,13 +240,3 @@ def _settled(step: Any, limit: float) -> float:
         if len(times) >= 8 and max(last) < 1.2 * min(last):
             break
     return statistics.median(times[-5:])
-
-
-def _stack_gain(ladder: Ladder, width: int, vocab_size: int, seeds: int, device: str) -> float:
-    from allometry.train.stack import stack_speedup
-
-    return stack_speedup(
-        lambda seed: new_model(replace(ladder), width, vocab_size, seed)[0].to(device),
-        seeds,
-        (ladder.batch, ladder.context),
-    )

@@ -71,14 +71,16 @@ class Replays:
         )
 
     def write(self, directory: str | Path) -> Path:
-        """Write replays.csv, replays.json, replays.md and the figure."""
+        """Write replays.csv, replays.json, replays.txt and the figure."""
+        from allometry.forecast.drawing import write_atomically
         from allometry.forecast.figures import replay_figure
-        from allometry.forecast.forecast import write_json
+        from allometry.forecast.report import to_json
 
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.table.to_csv(folder / "replays.csv", index=False)
-        write_json(folder / "replays.json", self.to_dict())
+        write_atomically(folder / "replays.json", to_json(self.to_dict()))
+        write_atomically(folder / "replays.txt", f"{self}\n")
         replay_figure(self.table, folder / "replays")
         return folder
 
@@ -113,7 +115,9 @@ def replay(
         rows.append(row_of(result, seed + index))
         if tell is not None:
             last = rows[-1]
-            tell(f"Replay {index + 1} of {count}: error {last['error']:+.2%}, {'inside' if last['inside'] else 'outside'}")
+            tell(
+                f"Replay {index + 1} of {count}: error {last['error']:+.2%}, {'inside' if last['inside'] else 'outside'}"
+            )
     judged = Replays(pd.DataFrame(rows))
     if report is not None:
         judged.write(report)

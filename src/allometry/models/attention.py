@@ -48,7 +48,8 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     >>> bool(torch.allclose(rotary(x, *rotation_table(2, 4)).norm(dim=-1), x.norm(dim=-1)))
     True
     """
-    return x * cosine + x.roll(x.shape[-1] // 2, dims=-1) * sine
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((second, first), dim=-1) * sine
 
 
 class KVCache:

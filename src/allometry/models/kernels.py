@@ -75,17 +75,21 @@ class _SquaredReLU(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.relu().square_()
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        positive = x.relu()
+        return positive * positive, positive
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
 
     @staticmethod
-    def backward(ctx: Any, out: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return (x.relu() * 2) * out if torch.is_grad_enabled() else x.relu().mul_(out).mul_(2)
+    def backward(ctx: Any, out: Tensor, _: Tensor) -> Tensor:
+        x, positive = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            positive = x.relu()
+        return out * positive * 2
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -94,4 +98,4 @@ def squared_relu(x: Tensor) -> Tensor:
     >>> squared_relu(torch.tensor([-1.0, 3.0])).tolist()
     [0.0, 9.0]
     """
-    return _SquaredReLU.apply(x)
+    return _SquaredReLU.apply(x)[0]
