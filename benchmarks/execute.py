@@ -93,8 +93,8 @@ def cases() -> list[Case]:
                 peer_name=f"one worker of {cores} threads",
                 target_ratio=1.2,
                 rounds=3,
-                note=f"{_TASKS} runs of {_STEPS} steps, from the call to the last commit, imports included. On a "
-                "busy machine threads that share a step wait for the slowest at every barrier: the ratio grows.",
+                note=f"{_TASKS} runs of {_STEPS} steps, from the call to the last commit. On a busy machine "
+                "threads that share a step wait for the slowest at every barrier: the ratio grows.",
             )
             for width in (64, 256)
         ]
