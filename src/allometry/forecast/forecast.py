@@ -295,10 +295,22 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     choice = laws.compare_forms(rule["candidates"], x, y, **settings)
     form = choose_form(choice, rule)
     fit = laws.fit(form, x, y, random_state=0, **settings)
-    goal, remark = choose_target(fit, content, ladder)
-    notes += remark
+    told = store.find_plan("forecast/target", {"plan": plan.digest})
+    if told is None:
+        goal, remark = choose_target(fit, content, ladder)
+        notes += remark
+    else:
+        goal = told.content["target"]
     at = {"params": [goal["params"]], "tokens": [goal["tokens"]]}
     value, low, high = (float(_first(part)) for part in fit.interval(at, level=LEVEL, kind="prediction"))
+    if told is not None:  # what was told before the target trained stands, whatever the code has become since
+        before = told.content["forecast"]
+        if not math.isclose(before["loss"], value, rel_tol=1e-6):
+            notes.append(
+                f"told before the target trained: {before['loss']:.4f}; today's code would say {value:.4f} "
+                f"({low:.4f} to {high:.4f})"
+            )
+        value, low, high = before["loss"], before["low"], before["high"]
     reach = {name: float(_first(far)) for name, far in fit.extrapolation(at).items()}
     notes += list(fit.warnings)
     far = ", ".join(f"{10**value:.1f} times in {name}" for name, value in reach.items() if value > 0)
