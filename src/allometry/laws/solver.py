@@ -129,15 +129,14 @@ def solve_positive(matrix: Array, right: Array) -> Array:
     gradient.
     """
     size = right.shape[1]
-    if (
-        len(right) <= 32
-    ):  # LAPACK is quicker for a few, but gives up on the whole batch where one is indefinite
+    if len(right) <= 32:
+        # LAPACK is quicker for a few rows; its answer stands if every one of them goes downhill.
         with contextlib.suppress(np.linalg.LinAlgError):
-            np.linalg.cholesky(matrix)
-            return np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0], dtype=np.float64)
-    scale = np.sqrt(
-        np.maximum(np.abs(np.einsum("bii->bi", matrix)), 1e-300)
-    )  # unit diagonal: any units will do
+            quick = np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0], dtype=np.float64)
+            if ((quick * right).sum(axis=1) >= 0).all():
+                return quick
+    # A unit diagonal, so that any units will do.
+    scale = np.sqrt(np.maximum(np.abs(np.einsum("bii->bi", matrix)), 1e-300))
     columns: list[list[Array]] = [[None] * size for _ in range(size)]  # type: ignore[list-item]
     pivots: list[Array] = []
     for j in range(size):
@@ -223,7 +222,7 @@ def _descend(
     objective, gradient, hessian, first = problem.expand(theta, which, delta)
     assert first is not None
     majoriser = first
-    damping = np.full(len(start), 1e-2)
+    damping = np.full(len(start), 1e-1)
     flat = 1e-26 * problem.weights[which].sum(axis=1)
     diagonal = np.arange(theta.shape[1])
     iteration = 0
