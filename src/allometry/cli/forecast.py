@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -25,14 +25,14 @@ def target_multiple(text: str) -> float:
 
 def forecast(
     text: Annotated[
-        Optional[list[str]],  # noqa: UP045  (typer reads this annotation at run time)
+        list[str] | None,
         typer.Argument(
-            help="Text, JSONL or Parquet files, folders or patterns; the standard library's source by default."
+            help="Text, JSONL or Parquet files, folders, patterns; the standard library's source by default."
         ),
     ] = None,
     plan: Annotated[
-        Optional[str], typer.Option(help="small, default or large; a probe chooses otherwise.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="small, default or large; a probe chooses otherwise.")
+    ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="A ladder of seconds: shows that everything runs, says nothing.")
     ] = False,
@@ -40,8 +40,8 @@ def forecast(
         str, typer.Option(help="The target's training compute over the largest rung's.")
     ] = "8x",
     tokens: Annotated[
-        Optional[float], typer.Option(help="The target's tokens; the fitted optimum by default.")
-    ] = None,  # noqa: UP045
+        float | None, typer.Option(help="The target's tokens; the fitted optimum by default.")
+    ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not train the target.")] = False,
     seeds: Annotated[int, typer.Option(help="Seeds a size.")] = 2,
     seed: Annotated[int, typer.Option(help="Which family of seeds.")] = 0,
@@ -54,12 +54,12 @@ def forecast(
         str, typer.Option(help="Where records go: a file or a database URL.")
     ] = ".allometry/store.db",
     tokenizer: Annotated[
-        Optional[str], typer.Option(help="A Hugging Face tokenizer's file or folder; bytes by default.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="A Hugging Face tokenizer's file or folder; bytes by default.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="The key or column that holds the text.")] = "text",
     workers: Annotated[
-        Optional[int], typer.Option(help="Worker processes; as many as cores by default.")
-    ] = None,  # noqa: UP045
+        int | None, typer.Option(help="Worker processes; as many as cores by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a ladder of small models on TEXT, forecast a larger one, train it, and compare."""
@@ -68,10 +68,10 @@ def forecast(
 
     if tiny and plan not in (None, "tiny"):
         raise typer.BadParameter(f"--tiny and --plan {plan} contradict each other")
-    settings = {
+    settings: dict[str, Any] = {
         "plan": "tiny" if tiny else plan, "target": target_multiple(target), "tokens": tokens, "seeds": seeds,
-        "device": device, "store": store, "tokenizer": tokenizer, "text_field": text_field, "workers": workers,
-        "tell": lambda sentence: print(sentence, file=sys.stderr, flush=True),
+        "device": device, "store": store, "tokenizer": tokenizer, "text_field": text_field,
+        "workers": workers, "tell": lambda sentence: print(sentence, file=sys.stderr, flush=True),
     }  # fmt: skip
     if replays > 1:
         from allometry.forecast.replays import replay

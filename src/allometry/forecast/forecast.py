@@ -1,11 +1,11 @@
 """The main job: train a ladder of small models, fit the law, forecast the large model, check it.
 
-The order of events is the promise. The plan is stored before anything trains. When the ladder is done the law
-is fitted, the target is chosen by the law's optimum, and the forecast with its interval is stored, under a hash,
-before the target trains. Then the target trains, and the two numbers stand side by side.
+The order of events is the promise. The plan is stored before anything trains. When the ladder is done the
+law is fitted, the target is chosen by the law's optimum, and the forecast with its interval is stored, under
+a hash, before the target trains. Then the target trains, and the two numbers stand side by side.
 
-The law for loss against parameters and tokens: Hoffmann and others, 2022. arXiv:2203.15556 (equation 2); Kaplan
-and others, 2020. arXiv:2001.08361 (equation 1.5).
+The law for loss against parameters and tokens: Hoffmann and others, 2022. arXiv:2203.15556 (equation 2);
+Kaplan and others, 2020. arXiv:2001.08361 (equation 1.5).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from allometry.forecast.check import Check, naive_forecasts, seed_noise
 from allometry.forecast.check import check as compare
@@ -126,7 +126,7 @@ def forecast(
     tokenizer: str | None = None,
     text_field: str = "text",
     workers: int | None = None,
-    display: str | None = "auto",
+    display: Literal["auto", "terminal", "plain"] | None = "auto",
     tell: Callable[[str], None] | None = None,
 ) -> Forecast:
     """Train a ladder on some text, forecast a larger model's loss, and check the forecast.
@@ -189,8 +189,8 @@ def forecast(
     paths = [str(Path(path).resolve()) for path in paths]
     corpus = read_corpus({"paths": paths, "tokenizer": tokenizer, "text_field": text_field})
     request = request_of(
-        paths, corpus.digest, plan=plan, target=target, tokens=None if tokens is None else int(tokens), seeds=seeds,
-        seed=seed, device=device, tokenizer=tokenizer, text_field=text_field,
+        paths, corpus.digest, plan=plan, target=target, tokens=None if tokens is None else int(tokens),
+        seeds=seeds, seed=seed, device=device, tokenizer=tokenizer, text_field=text_field,
     )  # fmt: skip
     with Store(store if store is not None else Path(".allometry") / "store.db") as database:
         found = database.find_plan("forecast", request)
@@ -203,8 +203,8 @@ def forecast(
         say(_described(content, found.digest))
         live = _Live(database, found, say)
         ladder_report = execute(
-            ladder_tasks(content), database, found, workers=min(workers, content["workers"]), threads=content["threads"],
-            on_event=live.on_event, display=display,
+            ladder_tasks(content), database, found, workers=min(workers, content["workers"]),
+            threads=content["threads"], on_event=live.on_event, display=display,
         )  # fmt: skip
         if ladder_report.failed:
             key, reason = next(iter(ladder_report.failed.items()))
@@ -251,11 +251,13 @@ def _refuse(plan: str | None, target: float, tokens: float | None, seeds: int) -
 
 def _described(plan: Mapping[str, Any], digest: str) -> str:
     ladder = Ladder.from_dict(plan["ladder"])
-    text = plan["corpus"]
+    text, widths = plan["corpus"], ", ".join(map(str, ladder.widths))
+    horizons = ", ".join(f"{tokens / 1e6:g}" for tokens in ladder.tokens)
     return (
-        f"Plan {digest[:12]} ({plan['plan']}): widths {', '.join(map(str, ladder.widths))} x {len(plan['seeds'])} seeds "
-        f"at {', '.join(f'{t / 1e6:g}' for t in ladder.tokens)} million tokens; {text['files']} files, "
-        f"{text['bytes'] / 1e6:.1f} MB, digest {text['digest'][:12]}; {plan['dtype']} on {plan['device']}"
+        f"Plan {digest[:12]} ({plan['plan']}): widths {widths} x {len(plan['seeds'])} seeds "
+        f"at {horizons} million tokens; "
+        f"{text['files']} files, {text['bytes'] / 1e6:.1f} MB, digest {text['digest'][:12]}; "
+        f"{plan['dtype']} on {plan['device']}"
     )
 
 
@@ -334,7 +336,7 @@ def predicted(store: Store, plan: Plan) -> Forecast:
 def choose_form(choice: pd.DataFrame, rule: Mapping[str, Any]) -> str:
     """The plan's first law, or one whose held-out error is below ``margin`` times the first one's.
 
-    ``choice`` is :func:`allometry.laws.compare_forms`' table; its column ``chosen`` is set to what is returned.
+    ``choice`` is the table of :func:`allometry.laws.compare_forms`; its column ``chosen`` is set accordingly.
     """
     errors = choice["held_out_error"]
     first = rule["candidates"][0]
@@ -435,8 +437,9 @@ def result_line(result: Forecast) -> str:
     """The forecast in one sentence."""
     goal = result.target
     return (
-        f"Forecast: width {goal['width']} ({goal['params']:,} parameters) at {goal['tokens'] / 1e6:.2f} million tokens "
-        f"will reach {result.value:.4f} nats ({result.low:.4f} to {result.high:.4f}, {result.level:.0%})"
+        f"Forecast: width {goal['width']} ({goal['params']:,} parameters) "
+        f"at {goal['tokens'] / 1e6:.2f} million tokens will reach {result.value:.4f} nats "
+        f"({result.low:.4f} to {result.high:.4f}, {result.level:.0%})"
     )
 
 
@@ -472,7 +475,8 @@ class _Live:
             return  # too few points yet for this law
         total = len(ladder.widths) * len(content["seeds"])
         self.say(
-            f"With {self.told} of {total} runs: {value:.4f} nats ({low:.4f} to {high:.4f}) at width {goal['width']}"
+            f"With {self.told} of {total} runs: {value:.4f} nats ({low:.4f} to {high:.4f}) "
+            f"at width {goal['width']}"
         )
 
 

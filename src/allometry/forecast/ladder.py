@@ -162,8 +162,8 @@ def read_corpus(source: Mapping[str, Any]) -> Corpus:
     expected = source.get("digest")
     if expected and corpus.digest != expected:
         raise ValueError(
-            f"the text has changed since this plan was made (digest {corpus.digest[:12]}, the plan's {expected[:12]}); "
-            "restore it, or start a new forecast with another --store"
+            f"the text has changed since this plan was made (digest {corpus.digest[:12]}, "
+            f"the plan's {expected[:12]}); restore it, or start a new forecast with another --store"
         )
     return corpus
 
@@ -228,7 +228,7 @@ def _task(
 
 
 def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
-    """Train one width with one or more seeds to every horizon; a record a seed and horizon, told as it is made."""
+    """Train one width with one or more seeds to every horizon; tell a record a seed and horizon at once."""
     import torch
 
     from allometry.data.windows import StackedWindows, Windows, validation_windows

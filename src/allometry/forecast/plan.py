@@ -20,9 +20,9 @@ from allometry.forecast.ladder import PLANS, Ladder, new_model, new_optimizer
 if TYPE_CHECKING:
     from allometry.data.corpus import Corpus
 
-# How the law is fitted. The first candidate is used, unless another, fitted without the largest size, foretells
-# that size with less than half the first one's error: two laws that a ladder can hardly tell apart part far
-# beyond it, so a change of law needs more than luck. All of it stands in the plan, before anything trains.
+# How the law is fitted. The first candidate is used, unless another, fitted without the largest size,
+# foretells that size with less than half the first one's error: two laws that a ladder can hardly tell apart
+# part far beyond it, so a change of law needs more than luck. It stands in the plan before anything trains.
 LAW = {
     "candidates": ["chinchilla", "kaplan"],
     "choice": "leave the largest size out",
@@ -134,7 +134,7 @@ def resolve_device(device: str) -> str:
 
 
 def typical_target(ladder: Ladder, target: float) -> tuple[int, float]:
-    """A typical target before any law is known: ``target`` times the compute, split evenly between N and D."""
+    """Width and tokens before any law is known: ``target`` times the compute, split evenly over N and D."""
     tokens = ladder.tokens[-1] * target**0.5
     width = ladder.widths[-1] * target**0.25
     return max(ladder.head_size, round(width / ladder.head_size) * ladder.head_size), tokens
@@ -197,7 +197,7 @@ def step_seconds(
     seeds: int = 0,
     limit: float = 3.0,
 ) -> float:
-    """Seconds of one warm training step of one model, or of a stack of ``seeds`` models where that is not 0."""
+    """Seconds of a warm training step of one model, or of a stack of ``seeds`` where that is not 0."""
     import torch
 
     from allometry.train.language import next_token_loss
@@ -212,9 +212,8 @@ def step_seconds(
         tokens = tokens.expand(seeds, *tokens.shape)
     else:
         optimizer = new_optimizer(ladder, model)
-    clip = getattr(model, "clip_grad_norm", None) or partial(
-        torch.nn.utils.clip_grad_norm_, model.parameters()
-    )
+    trained = list(model.parameters())
+    clip = getattr(model, "clip_grad_norm", None) or partial(torch.nn.utils.clip_grad_norm_, trained)
 
     def step() -> float:
         start = time.perf_counter()

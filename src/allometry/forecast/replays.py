@@ -1,9 +1,9 @@
 """Replays: the whole job again and again with other seeds, to see how good its forecasts and intervals are.
 
 Nothing is shared between two replays but the text and the recipe: initial weights and data order differ for
-every rung and for the target. What is judged is what users get: the median absolute error, how often the measured
-loss falls into the interval, how wide the interval is, and its score against the naive forecasts' (Winkler,
-1972).
+every rung and for the target. What is judged is what users get: the median absolute error, how often the
+measured loss falls into the interval, how wide the interval is, and its score against the naive forecasts'
+(Winkler, 1972).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Replays:
         s = self.summary()
         return (
             f"{s['replays']} replays, all seeds different\n"
-            f"median absolute error {s['median_absolute_error']:.2%}, bias {s['bias']:+.2%} (sd {s['error_sd']:.2%})\n"
+            f"median absolute error {s['median_absolute_error']:.2%}, "
+            f"bias {s['bias']:+.2%} (sd {s['error_sd']:.2%})\n"
             f"measured loss inside the 90% interval in {s['inside']} of {s['replays']}; "
             f"half-width {s['median_half_width']:.2%} (median), {s['largest_half_width']:.2%} (largest)\n"
             f"mean interval score {s['score_forecast']:.4f}; ruler {s['score_ruler']:.4f}, "
@@ -79,8 +80,8 @@ class Replays:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.table.to_csv(folder / "replays.csv", index=False)
-        write_atomically(folder / "replays.json", to_json(self.to_dict()))
-        write_atomically(folder / "replays.txt", f"{self}\n")
+        write_atomically(folder / "replays.json", to_json(self.to_dict()).encode())
+        write_atomically(folder / "replays.txt", f"{self}\n".encode())
         replay_figure(self.table, folder / "replays")
         return folder
 
@@ -114,10 +115,8 @@ def replay(
         settings["plan"] = result.plan["plan"]
         rows.append(row_of(result, seed + index))
         if tell is not None:
-            last = rows[-1]
-            tell(
-                f"Replay {index + 1} of {count}: error {last['error']:+.2%}, {'inside' if last['inside'] else 'outside'}"
-            )
+            how = "inside" if rows[-1]["inside"] else "outside"
+            tell(f"Replay {index + 1} of {count}: error {rows[-1]['error']:+.2%}, {how}")
     judged = Replays(pd.DataFrame(rows))
     if report is not None:
         judged.write(report)
