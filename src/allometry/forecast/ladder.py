@@ -88,9 +88,10 @@ class Ladder:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ladder:
         """The inverse of :meth:`to_dict`."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**settings)
 
 
 _MILLION = 1_000_000
@@ -245,6 +246,11 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
     corpus = read_corpus(arguments["corpus"])
     train, held_out = corpus.tokens("train").to(device), corpus.tokens("validation").to(device)
     windows = validation_windows(held_out, ladder.context, ladder.validation_windows)
+    # the bytes behind exactly these targets
+    _, lengths = validation_windows(
+        corpus.byte_lengths("validation"), ladder.context, ladder.validation_windows
+    )
+    bytes_per_token = float(lengths.double().mean())
     models = [new_model(ladder, width, vocab_size, seed, device=device) for seed in seeds]
     orders = [Windows(train, ladder.context, ladder.batch, Seeds(seed).integer("data")) for seed in seeds]
     config = ladder.config(width, vocab_size)
@@ -282,7 +288,7 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
                         "model_flops": flops * tokens,
                         "epochs": tokens / orders[0].tokens_per_epoch,
                         "loss": losses[replica],
-                        "bits_per_byte": bits_per_byte(losses[replica], corpus.bytes_per_token("validation")),
+                        "bits_per_byte": bits_per_byte(losses[replica], bytes_per_token),
                     },
                 )
             )
