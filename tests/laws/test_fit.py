@@ -266,6 +266,7 @@ def test_what_cannot_be_learned_is_said():
         (COLUMNS, noisy(), {"loss": "absolute"}, "loss must be"),
         (COLUMNS, noisy(), {"bounds": {"gamma": (0, 1)}}, "lacks"),
         (COLUMNS, noisy(), {"delta": 0.0}, "delta must be positive"),
+        (COLUMNS, noisy(), {"censored": [True] * 16}, "every point is censored"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(columns, y, options, message):

@@ -135,7 +135,8 @@ class Fit:
         ``fixed`` names further inputs of the form, such as ``unique_tokens``.
         """
         thetas = np.concatenate([self.theta[None], self.theta_draws])
-        answers = np.exp(optimal_coordinates(self.form, thetas, flops, fixed=fixed))
+        with np.errstate(over="ignore"):  # a draw with a vanishing term may want all parameters or none
+            answers = np.exp(optimal_coordinates(self.form, thetas, flops, fixed=fixed))
         point = [float(value) for value in answers[:, 0]]
         intervals: list[Interval | None] = [None, None, None]
         if len(self.theta_draws):
@@ -160,7 +161,8 @@ class Fit:
                 f"give all but one of the inputs {self.form.inputs} by name; given were {sorted(fixed)}"
             )
         thetas = np.concatenate([self.theta[None], self.theta_draws])
-        scale = np.exp(invert(self.form, thetas, np.log(loss), open_inputs[0], fixed, self.log_x))
+        with np.errstate(over="ignore"):
+            scale = np.exp(invert(self.form, thetas, np.log(loss), open_inputs[0], fixed, self.log_x))
         if not len(self.theta_draws):
             return Interval(float(scale[0]), float("nan"), float("nan"), level)
         low, high = np.quantile(scale[1:], [(1 - level) / 2, (1 + level) / 2], method="nearest")
@@ -354,6 +356,10 @@ def fit(
         mask = np.asarray(censored, dtype=bool)
         if mask.shape != (len(features),):
             raise ValueError(f"censored must have one entry a point, {len(features)}, not shape {mask.shape}")
+        if mask.all():
+            raise ValueError(
+                "every point is censored: a law needs losses that were measured, not only bounds"
+            )
     lower, upper, matrix, offset, shift, target = _units(law, features, log_y, bounds, space)
     problem = Problem(
         law, features - shift, log_y - target, weight, lower, upper, loss, float(delta), space, mask

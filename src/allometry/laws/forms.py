@@ -331,8 +331,11 @@ def nonnegative_solution(gram: Array, right: Array) -> Array:
         for support in itertools.combinations(range(m), size):
             chosen = list(support)
             block = gram[..., chosen, :][..., chosen]
-            ridge = 1e-12 * np.trace(block, axis1=-2, axis2=-1)[..., None, None] * np.eye(size)
-            solution = np.linalg.solve(block + ridge, right[..., chosen, None])[..., 0]
+            if size == 1:
+                solution = right[..., chosen] / block[..., 0]
+            else:
+                ridge = 1e-12 * np.trace(block, axis1=-2, axis2=-1)[..., None, None] * np.eye(size)
+                solution = np.linalg.solve(block + ridge, right[..., chosen, None])[..., 0]
             gain = np.where((solution >= 0).all(axis=-1), (solution * right[..., chosen]).sum(axis=-1), -1.0)
             better = gain > best_gain
             best_gain = np.where(better, gain, best_gain)
