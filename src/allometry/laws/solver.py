@@ -9,8 +9,8 @@ the loss has bent, L-BFGS crawls along its kinks.  Here
 - *damping uses the loss's own majoriser*: the step solves ``(H + lambda M) s = -g`` with
   ``M = sum w (rho'/r) J J^T``, the matrix of iteratively reweighted least squares.  For a linear law
   ``lambda = 1`` can never overshoot, so rejected steps are few;
-- *delta is lowered by stages* (1e-1 to 1e-3): each stage starts where the last ended (Madsen and Nielsen,
-  1993, do this for linear problems);
+- *delta is lowered by stages* where the landscape is rough (few points): each stage starts where the last
+  ended, as Madsen and Nielsen (1993) do for linear problems; with many points one coarse stage is enough;
 - *nothing loops over problems*: starts, resamples and curves are rows of one batch, the small systems are
   factored across the batch by a modified LDL^T, and rows that have converged leave the batch.
 """
