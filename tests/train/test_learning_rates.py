@@ -45,7 +45,9 @@ def test_the_interval_by_misfit_covers_the_truth() -> None:
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(300):
-        found = best_learning_rate(learning_rate_sweep(lambda r: bowl(-5.2)(r) + generator.normal(0, 0.02), GRID))
+        found = best_learning_rate(
+            learning_rate_sweep(lambda r: bowl(-5.2)(r) + generator.normal(0, 0.02), GRID)
+        )
         assert found.by == "misfit"
         covered += found.low <= 2**-5.2 <= found.high
     assert 0.90 <= covered / 300 <= 0.995
@@ -80,7 +82,9 @@ def test_a_rate_at_which_one_seed_is_lost_is_not_usable() -> None:
 
 
 def test_a_run_may_know_its_own_status() -> None:
-    sweep = learning_rate_sweep(lambda rate: {"loss": 1.0, "status": "stopped" if rate > 1 else "done"}, [1.0, 2.0])
+    sweep = learning_rate_sweep(
+        lambda rate: {"loss": 1.0, "status": "stopped" if rate > 1 else "done"}, [1.0, 2.0]
+    )
     assert list(sweep["status"]) == ["done", "stopped"]
 
 

@@ -1,9 +1,9 @@
 """The best learning rate, and the largest that still trains, from short runs.
 
-* Around its minimum the loss is close to a parabola in the logarithm of the rate, so the best rate is the vertex
-  of a parabola through the points about the lowest one. Where each rate was run more than once, every run has a
-  vertex of its own and their spread gives the interval; with one run a rate it comes from the misfit.
-* A lowest point at the edge of the grid, or beside a lost run, is a bound and no minimum, and is said to be one.
+* Around its minimum the loss is close to a parabola in the logarithm of the rate, so the best rate is the
+  vertex of a parabola through the points about the lowest one. Where each rate was run with several seeds,
+  the jackknife over seeds gives the interval; with one run a rate it comes from the misfit.
+* A lowest point at the edge of the grid, or beside a lost run, is a bound and no minimum, and is said to be.
 * A lost run is a row with its status, never a missing row.
 * The largest stable rate is found by bisection in the logarithm (learning-rate sensitivity in the manner of
   Wortsman and others, 2023. arXiv:2309.14322).
@@ -199,7 +199,7 @@ def _near(fine: np.ndarray, lowest: int, reach: int) -> slice:
 
 
 def _parabola(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float | None]:
-    """Vertex, loss there, second derivative, and the vertex's standard error from the misfit, where it has one.
+    """Vertex, loss there, second derivative, and the standard error of the vertex where there is a misfit.
 
     A fit that is not convex, or whose vertex leaves the points, falls back on the three about the lowest.
     """

@@ -1,12 +1,12 @@
 """One program in several processes: started here or by ``torchrun``, replicated (DDP) or sharded (FSDP2).
 
-Data parallelism with bucketed all-reduce: Li and others, 2020. arXiv:2006.15704. Fully sharded: Zhao and others,
-2023. arXiv:2304.11277, in its second form, ``torch.distributed.fsdp.fully_shard``, a tensor at a time.
+Data parallelism with bucketed all-reduce: Li and others, 2020. arXiv:2006.15704. Fully sharded: Zhao and
+others, 2023. arXiv:2304.11277, in its second form, ``torch.distributed.fsdp.fully_shard``.
 
 * :func:`launch` starts n processes as ``torchrun --nproc-per-node n`` would, and joins them; inside a program
   that ``torchrun`` itself started it only runs the function. Either way the process group is gone afterwards.
-* :func:`shard` wraps a model. Gradients are averaged over processes, so n processes with a batch each make the
-  step of one process with the n batches put together.
+* :func:`shard` wraps a model. Gradients are averaged over processes, so n processes with a batch each make
+  the step of one process with the n batches put together.
 * :func:`clip_grad_norm` uses the norm of the whole gradient, also where each process holds a part of it.
 * :func:`full_state_dict` is what a single process would save; :func:`load_full_state_dict` takes it back.
 * The processor is enough: gloo carries both strategies.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -95,8 +96,13 @@ def _process(
     torch.set_num_threads(threads)
     values = (rank, processes, rank, "127.0.0.1", port)
     os.environ.update({name: str(value) for name, value in zip(_OURS, values, strict=True)})
-    with _group(backend, timeout):
-        function(*arguments)
+    try:
+        with _group(backend, timeout):
+            function(*arguments)
+    except RuntimeError:
+        # most likely a connection that another process lost when it failed: let that one be reported
+        time.sleep(2.0)
+        raise
 
 
 @contextmanager
@@ -147,8 +153,8 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
     Empty where there is none. Of two equally long lists the one nearer to the root.
 
-    >>> model = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)), "head": nn.Linear(2, 1)})
-    >>> len(find_blocks(model))
+    >>> blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    >>> len(find_blocks(nn.ModuleDict({"blocks": blocks, "head": nn.Linear(2, 1)})))
     3
     """
     best: list[nn.Module] = []
@@ -202,7 +208,8 @@ def shard(model: nn.Module, how: Literal["ddp", "fsdp2"] | None = None) -> nn.Mo
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in find_blocks(model):
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -232,7 +239,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in unwrap(model).state_dict().items()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(unwrap(model), options=options)
-    return dict(state) if is_main() else {}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)} if is_main() else {}
 
 
 def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -250,12 +257,14 @@ def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def full_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state, whole, by parameter names; all call it, the main process gets it."""
+    """The optimizer's state, whole: ``state`` by parameter name, and ``param_groups``.
+
+    All processes must call it; the main one gets it, the others an empty dictionary.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
-    options = StateDictOptions(
-        full_state_dict=world_size() > 1, cpu_offload=world_size() > 1, flatten_optimizer_state_dict=True
-    )
+    many = world_size() > 1
+    options = StateDictOptions(full_state_dict=many, cpu_offload=many)
     state = get_optimizer_state_dict(unwrap(model), optimizer, options=options)
     return dict(state) if is_main() else {}
 
@@ -263,11 +272,12 @@ def full_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 def load_full_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> None:
-    """Give back what :func:`full_optimizer_state` took, in any number of processes."""
+    """Give back what :func:`full_optimizer_state` took, in any number of processes.
+
+    All processes must call it; only the main one's ``state`` is read.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
     many = world_size() > 1
-    options = StateDictOptions(
-        full_state_dict=many, broadcast_from_rank0=many, flatten_optimizer_state_dict=True
-    )
+    options = StateDictOptions(full_state_dict=many, broadcast_from_rank0=many)
     set_optimizer_state_dict(unwrap(model), optimizer, dict(state), options=options)

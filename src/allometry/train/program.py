@@ -197,24 +197,18 @@ class _Planner:
             elif self.memory[node] and self.memory[node] <= from_inputs:
                 places[node] = _view(target, arguments, keywords)
             elif isinstance(sample, Tensor):
-                over = self._overwritable(node, index, dies, owned, places)
-                if over is None:
-                    over = place(sample)
-                else:
-                    for storage in self.memory[over[0]]:
-                        base = owned.pop(storage)
-                        for mine in self.memory[node]:
-                            owned[mine] = base
-                    over = over[1]
-                places[node] = over
-                calls.append(_into(target, arguments, keywords, over))
+                into = self._inherit(node, index, dies, owned, places)
+                if into is None:
+                    into = place(sample)
+                places[node] = into
+                calls.append(_into(target, arguments, keywords, into))
             else:
                 several = tuple(place(x) if isinstance(x, Tensor) else x for x in sample)
                 places[node] = several
                 calls.append(_into_several(target, arguments, keywords, several))
             for storage in dies.get(index, ()):
-                base = owned.pop(storage, None)
-                if base is not None:
+                if storage in owned:
+                    base = owned.pop(storage)
                     pool.setdefault(base.numel(), []).append(base)
         return calls, outputs, total
 
@@ -232,15 +226,15 @@ class _Planner:
             dies.setdefault(index, []).append(storage)
         return dies
 
-    def _overwritable(
+    def _inherit(
         self,
         node: fx.Node,
         index: int,
         dies: dict[int, list[int]],
         owned: dict[int, Tensor],
         places: dict[fx.Node, Any],
-    ) -> tuple[fx.Node, Tensor] | None:
-        """An operand of the result's own layout that is read here for the last time."""
+    ) -> Tensor | None:
+        """The place of an operand of the result's own layout that is read here for the last time."""
         sample = self.sample[node]
         if node.target not in _ELEMENTWISE:
             return None
@@ -251,12 +245,14 @@ class _Planner:
                 isinstance(value, Tensor)
                 and memory <= set(dies.get(index, ()))
                 and all(storage in owned for storage in memory)
-                and (value.shape, value.stride(), value.dtype)
-                == (sample.shape, sample.stride(), sample.dtype)
+                and (value.shape, value.stride()) == (sample.shape, sample.stride())
+                and value.dtype == sample.dtype
                 and value.storage_offset() == 0
                 and all(a is operand or not self.memory[a] & memory for a in node.all_input_nodes)
             ):
-                return operand, places[operand]
+                bases = [owned.pop(storage) for storage in memory]
+                owned.update(dict.fromkeys(self.memory[node], bases[0]))
+                return places[operand]
         return None
 
 
@@ -375,7 +371,7 @@ def _join_slices(graph: fx.Graph) -> None:
 
 
 def _pieces(node: Any) -> list[tuple[int, int, tuple[int, ...], int, fx.Node, bool]] | None:
-    """(start, end, sizes, dimension, gradient, whether the dimension is missing) of a sum of slice gradients."""
+    """(start, end, sizes, dimension, gradient, whether without the dimension) of a sum of slices."""
     if not isinstance(node, fx.Node) or node.kwargs:
         return None
     if node.target is aten.add.Tensor:

@@ -26,7 +26,7 @@ class _CausalAttention(torch.autograd.Function):
     """softmax(scale q k^T + causal mask) v for q, k, v of shape (N, T, D), and each block's probabilities."""
 
     @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, ...]:
         length = query.shape[1]
         outputs, kept = [], []
         for start in range(0, length, QUERY_BLOCK):
@@ -49,7 +49,7 @@ class _CausalAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         length = query.shape[1]
         for_query: list[Tensor] = []

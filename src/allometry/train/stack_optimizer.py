@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from allometry.train.stack import Stack
+    from allometry.train.replicas import Stack
 
 _ELEMENTWISE = tuple(
     getattr(torch.optim, name)
