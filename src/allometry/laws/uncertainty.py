@@ -88,11 +88,16 @@ def estimate_noise(residuals: Array, jacobian: Array, run: NDArray[np.intp]) -> 
     """
     runs = int(run.max()) + 1
     n = residuals.shape[1]
+    norms = np.sqrt(np.einsum("cpn,cpn->cp", jacobian, jacobian))
+    unit = jacobian / np.where(norms > 0, norms, 1.0)[..., None]
+    if runs == n:  # one point a run: between is all there is
+        values = np.linalg.svd(unit, compute_uv=False)
+        degrees = np.maximum(n - (values > 1e-7 * values[:, :1]).sum(axis=1), 1.0)
+        variance = np.einsum("cn,cn->c", residuals, residuals) / degrees
+        return variance, np.zeros_like(variance), degrees
     member = np.zeros((n, runs))
     member[np.arange(n), run] = 1.0
     average = member / np.sqrt(member.sum(axis=0))  # B = average @ average.T
-    norms = np.sqrt(np.einsum("cpn,cpn->cp", jacobian, jacobian))
-    unit = jacobian / np.where(norms > 0, norms, 1.0)[..., None]
     # An orthonormal basis (c, n, k) of what the fit can absorb; directions that the data cannot tell apart
     # drop out.
     left, values, _ = np.linalg.svd(unit.transpose(0, 2, 1), full_matrices=False)
@@ -101,10 +106,6 @@ def estimate_noise(residuals: Array, jacobian: Array, run: NDArray[np.intp]) -> 
     def spread(vectors: Array) -> Array:  # (1 - H) v for columns v: (c, n, k)
         return vectors - basis @ (basis.transpose(0, 2, 1) @ vectors)
 
-    if runs == n:  # one point a run: between is all there is
-        degrees = n - np.einsum("cnk,cnk->c", basis, basis)
-        variance = np.einsum("cn,cn->c", residuals, residuals) / np.maximum(degrees, 1.0)
-        return variance, np.zeros_like(variance), np.maximum(degrees, 1.0)
     left_over = spread(np.broadcast_to(np.eye(n), (len(residuals), n, n)))
     between_left = average.T @ left_over  # (c, runs, n)
     run_left = left_over @ member  # (c, n, runs)
