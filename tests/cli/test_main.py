@@ -14,7 +14,16 @@ def call(*arguments, folder=None):
 
 
 def test_help_needs_neither_torch_nor_pandas():
-    seen = "import sys; sys.argv = ['allometry', '--help']\nfrom allometry.cli.main import app\ntry: app()\nexcept SystemExit: pass\nprint({'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules))"
+    seen = """
+import sys
+sys.argv = ["allometry", "--help"]
+from allometry.cli.main import app
+try:
+    app()
+except SystemExit:
+    pass
+print({"torch", "pandas", "scipy", "matplotlib"} & set(sys.modules))
+"""
     shown = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout
     assert "forecast" in shown
     assert shown.rstrip().endswith("set()")

@@ -1,4 +1,4 @@
-"""The main job, end to end on the tiny ladder: what is promised about order, resuming, killing and bad input."""
+"""The main job, end to end on the tiny ladder: order of events, resuming, killing, bad input."""
 
 import json
 import os
@@ -93,9 +93,10 @@ def test_text_that_changed_is_another_job(tiny, tmp_path):
     generator = random.Random(0)
     words = [f"word{i} " for i in range(50)]
     text.write_text("".join(generator.choices(words, k=60_000)))
-    first = allometry.forecast(text, plan="tiny", store=tmp_path / "s.db", check=False, seeds=1, display=None)
+    settings = {"plan": "tiny", "store": tmp_path / "s.db", "check": False, "seeds": 1, "display": None}
+    first = allometry.forecast(text, **settings)
     text.write_text("".join(generator.choices(words, k=60_000)))
-    second = allometry.forecast(text, plan="tiny", store=tmp_path / "s.db", check=False, seeds=1, display=None)
+    second = allometry.forecast(text, **settings)
     assert first.digest != second.digest
     assert first.check is None
 
@@ -124,7 +125,8 @@ def _law(alpha=0.3, beta=0.7):
 
 
 def _plan(**changes):
-    return {"vocab_size": 256, "target": 8.0, "target_tokens": None, "corpus": {"training_tokens": 9e6}, **changes}
+    plan = {"vocab_size": 256, "target": 8.0, "target_tokens": None, "corpus": {"training_tokens": 9e6}}
+    return plan | changes
 
 
 def test_target_follows_the_law_and_stays_sensible():
@@ -135,7 +137,8 @@ def test_target_follows_the_law_and_stays_sensible():
     within = min(max(best, largest), 8 * largest)
     step = ladder.head_size
     # the nearest width of whole heads
-    errors = [abs(np.log(non_embedding(ladder, goal["width"] + d, 256) / within)) for d in (-step, 0, step)]
+    near = [non_embedding(ladder, goal["width"] + more, 256) for more in (-step, 0, step)]
+    errors = np.abs(np.log(np.array(near) / within))
     assert np.argmin(errors) == 1
     assert bool(notes) == (within != best)
     # little text: the target reads it at most once, so it is wider

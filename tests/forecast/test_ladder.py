@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from allometry.data import StandardLibrary, Windows
-from allometry.forecast.ladder import PLANS, Ladder, ladder_tasks, new_model, new_optimizer, non_embedding, target_task
+from allometry.forecast.ladder import (
+    PLANS,
+    Ladder,
+    ladder_tasks,
+    new_model,
+    new_optimizer,
+    non_embedding,
+    target_task,
+)
 from allometry.train.seeds import Seeds
 
 
@@ -48,7 +56,9 @@ def test_rate_is_carried_over_width_only():
     ladder = PLANS["default"]
     for width in (16, 64, 128):
         model = new_model(ladder, width, 256, 0)
-        rates = {id(p): group["lr"] for group in new_optimizer(ladder, model).param_groups for p in group["params"]}
+        rates = {
+            id(p): group["lr"] for group in new_optimizer(ladder, model).param_groups for p in group["params"]
+        }
         for name, parameter in model.named_parameters():
             hidden = parameter.ndim == 2 and name.startswith("blocks.")
             expected = ladder.learning_rate * (ladder.base_width / width if hidden else 1.0)
