@@ -168,8 +168,8 @@ def test_the_first_law_stands_unless_clearly_beaten():
 
 
 def _command(folder, *more):
-    return [sys.executable, "-m", "allometry.cli.main", "forecast", "--tiny", "--store", str(folder / "store.db"),
-            "--report", str(folder / "report"), "--json", *more]  # fmt: skip
+    where = ["--store", str(folder / "store.db"), "--report", str(folder / "report")]
+    return [sys.executable, "-m", "allometry.cli.main", "forecast", "--tiny", *where, "--json", *more]
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def rate_losses(
 
 
 def best_rates(losses: pd.DataFrame) -> pd.DataFrame:
-    """The best rate at each width and horizon, with its interval, and what the ladder's own rate costs there."""
+    """The best rate at each width and horizon, its interval, and what the ladder's own rate costs there."""
     import numpy as np
     import pandas as pd
 
