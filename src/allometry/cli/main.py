@@ -43,15 +43,20 @@ def _all(
 def main() -> None:
     """Run the command line; a person gets one sentence, ``ALLOMETRY_DEBUG=1`` gets the trace."""
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
         print("Stopped. What has finished is stored; the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("ALLOMETRY_DEBUG"):
             raise
+        usage = getattr(error, "format_message", None)  # what the parser refuses: it says so itself
+        if usage is not None:
+            text = usage()
+            print(text if "\n" in text else f"allometry: {text}", file=sys.stderr)
+            sys.exit(2)
         print(f"allometry: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)) else 1)
+        sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError | ImportError) else 1)
 
 
 if __name__ == "__main__":
