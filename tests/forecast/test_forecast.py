@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import allometry
-from allometry.forecast.forecast import choose_form, choose_target
+from allometry.forecast.forecast import choose_forms, choose_target
 from allometry.forecast.ladder import PLANS, non_embedding
 from allometry.laws import fit
 from allometry.study.store import Store
@@ -155,16 +155,17 @@ def test_tokens_given_by_the_user_decide_the_size():
     assert goal["params"] == pytest.approx(flops / 6 / 5e6, rel=0.15)
 
 
-def test_the_first_law_stands_unless_clearly_beaten():
-    rule = {"candidates": ["chinchilla", "kaplan"], "margin": 0.5}
+def test_laws_count_unless_clearly_beaten():
+    rule = {"candidates": ["kaplan-offset", "chinchilla"], "margin": 3.0}
 
     def chosen(*errors):
-        return choose_form(pd.DataFrame({"held_out_error": errors}, index=rule["candidates"]), rule)
+        return choose_forms(pd.DataFrame({"held_out_error": errors}, index=rule["candidates"]), rule)
 
-    assert chosen(0.010, 0.006) == "chinchilla"
-    assert chosen(0.010, 0.004) == "kaplan"
-    assert chosen(float("nan"), 0.001) == "chinchilla"
-    assert chosen(float("nan"), float("nan")) == "chinchilla"
+    assert chosen(0.010, 0.006) == ["kaplan-offset", "chinchilla"]
+    assert chosen(0.010, 0.003) == ["chinchilla"]
+    assert chosen(0.001, 0.004) == ["kaplan-offset"]
+    assert chosen(float("nan"), 0.001) == ["kaplan-offset", "chinchilla"]
+    assert chosen(float("nan"), float("nan")) == ["kaplan-offset", "chinchilla"]
 
 
 def _command(folder, *more):

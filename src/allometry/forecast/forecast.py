@@ -295,8 +295,9 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     rule = content["law"]
     settings = {"run": run, "loss": rule["loss"], "delta": rule["delta"]}
     choice = laws.compare_forms(rule["candidates"], x, y, **settings)
-    form = choose_form(choice, rule)
-    fit = laws.fit(form, x, y, random_state=0, **settings)
+    forms = choose_forms(choice, rule)
+    law = laws.Average([laws.fit(form, x, y, random_state=0, **settings) for form in forms])
+    fit = law.fits[0]
     told = store.find_plan("forecast/target", {"plan": plan.digest})
     if told is None:
         goal, remark = choose_target(fit, content, ladder)
@@ -304,7 +305,7 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     else:
         goal = told.content["target"]
     at = {"params": [goal["params"]], "tokens": [goal["tokens"]]}
-    value, low, high = (float(_first(part)) for part in fit.interval(at, level=LEVEL, kind="prediction"))
+    value, low, high = (float(_first(part)) for part in law.interval(at, level=LEVEL, kind="prediction"))
     if told is not None:  # what was told before the target trained stands, whatever the code has become since
         before = told.content["forecast"]
         if not math.isclose(before["loss"], value, rel_tol=1e-6):
@@ -314,6 +315,9 @@ def predicted(store: Store, plan: Plan) -> Forecast:
             )
         value, low, high = before["loss"], before["low"], before["high"]
     reach = {name: float(_first(far)) for name, far in fit.extrapolation(at).items()}
+    if len(forms) > 1:
+        each = ", ".join(f"{one.form.name} {float(_first(one.predict(at))):.4f}" for one in law.fits)
+        notes.append(f"the forecast is the average of laws that the ladder cannot tell apart: {each}")
     notes += list(fit.warnings)
     far = ", ".join(f"{10**value:.1f} times in {name}" for name, value in reach.items() if value > 0)
     if far:
@@ -323,7 +327,7 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     return Forecast(
         value, low, high, LEVEL, goal, content, plan.digest, table, fit, choice,
         naive_forecasts(used, goal["flops"], LEVEL),
-        _backtest(form, x, y, settings, used),
+        _backtest(forms, x, y, settings, used),
         notes=notes,
         cost={
             "ladder_flops": ladder_flops * trained,
@@ -333,17 +337,15 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     )  # fmt: skip
 
 
-def choose_form(choice: pd.DataFrame, rule: Mapping[str, Any]) -> str:
-    """The plan's first law, or one whose held-out error is below ``margin`` times the first one's.
+def choose_forms(choice: pd.DataFrame, rule: Mapping[str, Any]) -> list[str]:
+    """The plan's candidates, less those whose held-out error is over ``margin`` times the least.
 
     ``choice`` is the table of :func:`allometry.laws.compare_forms`; its column ``chosen`` is set accordingly.
+    A form that could not be held out (too few points) stays: nothing speaks against it.
     """
     errors = choice["held_out_error"]
-    first = rule["candidates"][0]
-    best = errors.idxmin() if errors.notna().any() else first
-    chosen = str(best if errors[best] < rule["margin"] * errors[first] else first)
-    choice["chosen"] = choice.index == chosen
-    return chosen
+    choice["chosen"] = ~(errors > rule["margin"] * errors.min())
+    return [form for form in rule["candidates"] if choice.loc[form, "chosen"]]
 
 
 def _first(value: Any) -> Any:
@@ -352,18 +354,21 @@ def _first(value: Any) -> Any:
     return np.ravel(value)[0]
 
 
-def _backtest(form: str, x: Any, y: Any, settings: Mapping[str, Any], used: pd.DataFrame) -> dict[str, Any]:
-    """The same law without the largest size, asked for the largest size at its longest horizon."""
+def _backtest(
+    forms: list[str], x: Any, y: Any, settings: Mapping[str, Any], used: pd.DataFrame
+) -> dict[str, Any]:
+    """The same laws without the largest size, asked for the largest size at its longest horizon."""
     from allometry import laws
 
     largest, longest = used["width"].max(), used["tokens"].max()
     kept = (used["width"] < largest).to_numpy()
-    if used.loc[kept, "width"].nunique() < 2 or kept.sum() <= len(laws.get_form(form).names):
+    if used.loc[kept, "width"].nunique() < 2 or kept.sum() <= max(len(laws.get_form(f).names) for f in forms):
         return {}
-    fit = laws.fit(form, x[kept], y[kept], **{**settings, "run": settings["run"][kept]})
+    rest = {**settings, "run": settings["run"][kept]}
+    law = laws.Average([laws.fit(form, x[kept], y[kept], **rest) for form in forms])
     asked = used[(used["width"] == largest) & (used["tokens"] == longest)]
     at = {"params": [asked["params"].iloc[0]], "tokens": [longest]}
-    value, low, high = (float(_first(part)) for part in fit.interval(at, level=LEVEL, kind="prediction"))
+    value, low, high = (float(_first(part)) for part in law.interval(at, level=LEVEL, kind="prediction"))
     measured = float(asked["loss"].mean())
     return {
         "width": int(largest), "tokens": int(longest), "value": value, "low": low, "high": high,

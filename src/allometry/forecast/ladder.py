@@ -106,7 +106,7 @@ PLANS: dict[str, Ladder] = {
     ),
     "small": Ladder(widths=(16, 32, 48), tokens=(_MILLION, 3 * _MILLION // 2, 2 * _MILLION)),
     "default": Ladder(
-        widths=(16, 32, 48, 64), tokens=(_MILLION, 3 * _MILLION // 2, 2 * _MILLION, 5 * _MILLION // 2)
+        widths=(16, 32, 48, 64), tokens=(3 * _MILLION // 4, _MILLION, 3 * _MILLION // 2, 2 * _MILLION)
     ),
     "large": Ladder(
         widths=(64, 96, 128, 192, 256),

@@ -20,13 +20,14 @@ from allometry.forecast.ladder import PLANS, Ladder, new_model, new_optimizer
 if TYPE_CHECKING:
     from allometry.data.corpus import Corpus
 
-# How the law is fitted. The first candidate is used, unless another, fitted without the largest size,
-# foretells that size with less than half the first one's error: two laws that a ladder can hardly tell apart
-# part far beyond it, so a change of law needs more than luck. It stands in the plan before anything trains.
+# How the law is fitted. Both candidates have a floor; they differ in whether size and data interact, and a
+# ladder can hardly tell them apart, while beyond it they part. So both count, each as much as the other, unless
+# one, fitted without the largest size, foretells it more than `margin` times worse than the other. It stands in
+# the plan before anything trains.
 LAW = {
-    "candidates": ["chinchilla", "kaplan"],
-    "choice": "leave the largest size out",
-    "margin": 0.5,
+    "candidates": ["kaplan-offset", "chinchilla"],
+    "choice": "average of those that foretell the largest size from the smaller ones",
+    "margin": 3.0,
     "params": "non_embedding",
     "loss": "huber",
     "delta": 1e-3,

@@ -26,7 +26,7 @@ class Replays:
     Attributes
     ----------
     table : DataFrame
-        One row a replay: seed, width, tokens, form, value, low, high, measured, error, inside, half_width,
+        One row a replay: seed, width, tokens, forms, value, low, high, measured, error, inside, half_width,
         last_rung, ruler (the naive forecasts), score_forecast, score_last_rung, score_ruler.
     """
 
@@ -132,7 +132,7 @@ def row_of(result: Forecast, seed: int) -> dict[str, Any]:
         "width": result.target["width"],
         "params": result.target["params"],
         "tokens": result.target["tokens"],
-        "form": result.fit.form.name,
+        "forms": " ".join(result.choice.index[result.choice["chosen"]]),
         "value": result.value,
         "low": result.low,
         "high": result.high,

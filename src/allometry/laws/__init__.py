@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from allometry.laws.allocate import Allocation, allocate, apportion, compute_optimal
+    from allometry.laws.average import Average
     from allometry.laws.compare import Backtest, aicc, backtest, compare_forms
     from allometry.laws.fit import Fit, Noise, fit
     from allometry.laws.forms import (
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         Chinchilla,
         Form,
         Kaplan,
+        KaplanOffset,
         Parameter,
         PowerLaw,
         PowerLawOffset,
@@ -26,17 +28,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Allocation": "allocate", "allocate": "allocate", "apportion": "allocate", "compute_optimal": "allocate",
-    "Backtest": "compare", "aicc": "compare", "backtest": "compare", "compare_forms": "compare",
+    "Average": "average", "Backtest": "compare", "aicc": "compare", "backtest": "compare", "compare_forms": "compare",
     "Fit": "fit", "Noise": "fit", "fit": "fit",
-    "BrokenPowerLaw": "forms", "Chinchilla": "forms", "Form": "forms", "Kaplan": "forms",
+    "BrokenPowerLaw": "forms", "Chinchilla": "forms", "Form": "forms", "Kaplan": "forms", "KaplanOffset": "forms",
     "Parameter": "forms", "PowerLaw": "forms", "PowerLawOffset": "forms", "get_form": "forms",
     "DataConstrained": "repetition",
     "Interval": "uncertainty", "bootstrap": "uncertainty", "coverage": "uncertainty",
 }  # fmt: skip
 
 __all__ = [
-    "Allocation", "Backtest", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit", "Form", "Interval",
-    "Kaplan", "Noise",
+    "Allocation", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit", "Form", "Interval",
+    "Kaplan", "KaplanOffset", "Noise",
     "Parameter", "PowerLaw", "PowerLawOffset", "aicc", "allocate", "apportion", "backtest", "bootstrap",
     "compare_forms", "compute_optimal", "coverage", "fit", "get_form",
 ]  # fmt: skip

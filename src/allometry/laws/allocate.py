@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from allometry.laws.forms import Array, Chinchilla, Form, Kaplan, get_form
+from allometry.laws.forms import Array, Chinchilla, Form, Kaplan, KaplanOffset, get_form
 
 if TYPE_CHECKING:
     from allometry.laws.uncertainty import Interval
@@ -98,9 +98,10 @@ def optimal_coordinates(
     if method == "auto" and isinstance(form, Chinchilla):
         _, a, b, alpha, beta = theta.T
         log_n = (np.log(alpha) + a - np.log(beta) - b + beta * budget) / (alpha + beta)
-    elif method == "auto" and isinstance(form, Kaplan):
-        ratio = theta[:, 2] / theta[:, 3]
-        log_n = (np.log(ratio) + ratio * theta[:, 0] + budget - theta[:, 1]) / (1.0 + ratio)
+    elif method == "auto" and isinstance(form, Kaplan | KaplanOffset):  # a floor moves no optimum
+        log_nc, log_dc, alpha_n, alpha_d = theta[:, -4:].T
+        ratio = alpha_n / alpha_d
+        log_n = (np.log(ratio) + ratio * log_nc + budget - log_dc) / (1.0 + ratio)
     else:
         log_n = _minimise_on_line(form, theta, budget, fixed)
     loss = _diagonal(form, theta, log_n, budget, fixed)

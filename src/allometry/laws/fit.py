@@ -116,18 +116,20 @@ class Fit:
         Interval
             Floats where ``x`` is one point of scalars, else arrays (m,).
         """
-        if kind not in ("mean", "prediction"):
-            raise ValueError(f"kind must be 'mean' or 'prediction', not {kind!r}")
-        self._need_draws()
-        features = self.form.features(x)
-        value = self.form.log_prediction(self.theta[None], features)[0]
-        spread = self.form.log_prediction(self.theta_draws, features)
-        if kind == "prediction":
-            spread = self._add_noise(spread)
+        spread = self.spread(x, kind)
+        value = self.form.log_prediction(self.theta[None], self.form.features(x))[0]
         low, high = np.exp(np.quantile(spread, [(1 - level) / 2, (1 + level) / 2], axis=0))
         if len(value) == 1 and _is_scalar(x):
             return Interval(float(np.exp(value[0])), float(low[0]), float(high[0]), level)
         return Interval(np.exp(value), low, high, level)
+
+    def spread(self, x: Any, kind: str = "mean") -> Array:
+        """Draws ``(many, m)`` of the log prediction, of which `interval` takes the quantiles."""
+        if kind not in ("mean", "prediction"):
+            raise ValueError(f"kind must be 'mean' or 'prediction', not {kind!r}")
+        self._need_draws()
+        draws = self.form.log_prediction(self.theta_draws, self.form.features(x))
+        return self._add_noise(draws) if kind == "prediction" else draws
 
     def optimal(self, flops: float, level: float = 0.9, **fixed: float) -> Allocation:
         """Parameters and tokens that minimise the loss at ``flops`` = 6 N D, with intervals from the draws.

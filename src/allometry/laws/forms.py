@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "Parameter", "PowerLaw", "PowerLawOffset", "get_form",
+    "BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "KaplanOffset", "Parameter", "PowerLaw", "PowerLawOffset", "get_form",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -451,6 +451,46 @@ class Kaplan(Form):
         return out
 
 
+class KaplanOffset(Form):
+    """`Kaplan` above an irreducible loss: ``L = E + ((Nc/N)^(alpha_N/alpha_D) + Dc/D)^alpha_D``.
+
+    The terms interact as in Kaplan et al., 2020 (equation 1.5): a model limited by its size gains less from
+    more data, which a sum of powers cannot say. The floor is that of Hoffmann et al., 2022 (equation 2).
+
+    >>> KaplanOffset().names
+    ('E', 'Nc', 'Dc', 'alpha_N', 'alpha_D')
+    """
+
+    name = "kaplan-offset"
+    inputs = ("params", "tokens")
+    parameters = (_FLOOR, *Kaplan.parameters)
+    scales_target = False
+    _above = Kaplan()
+
+    def units(self, shift: Array, target_shift: float) -> tuple[Array, Array]:
+        return np.eye(5), np.concatenate([[0.0], self._above.units(shift, target_shift)[1]])
+
+    def log_prediction(self, theta: Array, features: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.log(theta[:, :1] + np.exp(self._above.log_prediction(theta[:, 1:], features)))
+
+    def jacobian(self, theta: Array, features: Array) -> tuple[Array, Array]:
+        log_above, inner = self._above.jacobian(theta[:, 1:], features)
+        above = np.exp(log_above)
+        total = theta[:, :1] + above
+        own = (above / total)[:, None] * inner
+        return np.log(total), np.concatenate([1.0 / total[:, None], own], axis=1)
+
+    def starts(self, features: Array, log_y: Array, weights: Array) -> Array:
+        lowest = np.exp(log_y.min(axis=1, keepdims=True))
+        found = []
+        for share in (0.0, 0.3, 0.6, 0.8):
+            above = self._above.starts(features, np.log(np.exp(log_y) - share * lowest), weights)
+            floor = np.broadcast_to((share * lowest)[:, None], (*above.shape[:2], 1))
+            found.append(np.concatenate([floor, above], axis=2))
+        return np.concatenate(found, axis=1)
+
+
 class BrokenPowerLaw(Form):
     """``y = E + A x^-alpha (1 + (x/x0)^(1/f))^(-c f)``: one smooth break (Caballero et al., 2022).
 
@@ -539,7 +579,15 @@ def get_form(form: str | Form) -> Form:
 
     known: dict[str, type[Form]] = {
         cls.name: cls
-        for cls in (PowerLaw, PowerLawOffset, Kaplan, Chinchilla, BrokenPowerLaw, DataConstrained)
+        for cls in (
+            PowerLaw,
+            PowerLawOffset,
+            Kaplan,
+            KaplanOffset,
+            Chinchilla,
+            BrokenPowerLaw,
+            DataConstrained,
+        )
     }
     if not isinstance(form, str) or form not in known:
         raise ValueError(f"unknown law form {form!r}; choose one of {', '.join(known)} or pass a Form object")
