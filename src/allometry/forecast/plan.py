@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from allometry.data.corpus import Corpus
 
 # How the law is fitted. Both candidates have a floor; they differ in whether size and data interact, and a
-# ladder can hardly tell them apart, while beyond it they part. So both count, each as much as the other, unless
-# one, fitted without the largest size, foretells it more than `margin` times worse than the other. It stands in
-# the plan before anything trains.
+# ladder can hardly tell them apart, while beyond it they part. So both count, each as much as the other,
+# unless one, fitted without the largest size, foretells it more than `margin` times worse than the other. It
+# stands in the plan before anything trains.
 LAW = {
     "candidates": ["kaplan-offset", "chinchilla"],
     "choice": "average of those that foretell the largest size from the smaller ones",

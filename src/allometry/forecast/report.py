@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMULAS = {
     "chinchilla": "L(N, D) = E + A / N^alpha + B / D^beta",
+    "kaplan-offset": "L(N, D) = E + ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D",
     "kaplan": "L(N, D) = ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D",
 }
 

@@ -27,20 +27,23 @@ if TYPE_CHECKING:
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
 
 _HOMES = {
-    "Allocation": "allocate", "allocate": "allocate", "apportion": "allocate", "compute_optimal": "allocate",
-    "Average": "average", "Backtest": "compare", "aicc": "compare", "backtest": "compare", "compare_forms": "compare",
+    "Allocation": "allocate", "allocate": "allocate", "apportion": "allocate",
+    "compute_optimal": "allocate",
+    "Average": "average",
+    "Backtest": "compare", "aicc": "compare", "backtest": "compare", "compare_forms": "compare",
     "Fit": "fit", "Noise": "fit", "fit": "fit",
-    "BrokenPowerLaw": "forms", "Chinchilla": "forms", "Form": "forms", "Kaplan": "forms", "KaplanOffset": "forms",
-    "Parameter": "forms", "PowerLaw": "forms", "PowerLawOffset": "forms", "get_form": "forms",
+    "BrokenPowerLaw": "forms", "Chinchilla": "forms", "Form": "forms", "Kaplan": "forms",
+    "KaplanOffset": "forms", "Parameter": "forms", "PowerLaw": "forms", "PowerLawOffset": "forms",
+    "get_form": "forms",
     "DataConstrained": "repetition",
     "Interval": "uncertainty", "bootstrap": "uncertainty", "coverage": "uncertainty",
 }  # fmt: skip
 
 __all__ = [
-    "Allocation", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit", "Form", "Interval",
-    "Kaplan", "KaplanOffset", "Noise",
-    "Parameter", "PowerLaw", "PowerLawOffset", "aicc", "allocate", "apportion", "backtest", "bootstrap",
-    "compare_forms", "compute_optimal", "coverage", "fit", "get_form",
+    "Allocation", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit", "Form",
+    "Interval", "Kaplan", "KaplanOffset", "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "aicc",
+    "allocate", "apportion", "backtest", "bootstrap", "compare_forms", "compute_optimal", "coverage",
+    "fit", "get_form",
 ]  # fmt: skip
 
 
