@@ -94,7 +94,8 @@ def make_forecast(
         "workers": 2,
         "threads": 1,
         "target_threads": 2,
-        "stack": {"16": 2},
+        "stacked_widths": [16],
+        "target_stacked": False,
         "law": {"candidates": ["chinchilla", "kaplan"], "choice": "leave the largest size out"},
         "smallest_tokens": 1_000_000,
     } | plan
@@ -104,7 +105,7 @@ def make_forecast(
             "width": 80, "params": params, "total_params": params + 40_960, "tokens": tokens, "flops": flops,
             "model_flops": 1.2 * flops, "epochs": tokens / 27e6,
         },
-        plan=content, digest="ab" * 32, runs=runs, fit=fit, choice=choice, naive=naive,
+        plan=content, digest="ab" * 32, runs=runs, fits=[fit], choice=choice, naive=naive,
         backtest={
             "width": 48, "tokens": 3_000_000, "value": 1.9, "low": 1.8, "high": 2.0, "measured": 1.92,
             "error": 1.9 / 1.92 - 1.0, "inside": True,

@@ -294,7 +294,7 @@ def test_the_figure_shows_every_record_the_forecast_and_the_measurement(result: 
     points = {
         (x, y)
         for line in far.lines
-        if line.get_marker() in "os^"
+        if line.get_marker() not in (None, "", " ", "None", "none")
         for x, y in zip(*line.get_data(), strict=True)
     }
     check = result.check
@@ -324,7 +324,8 @@ def test_the_law_drawn_for_a_size_is_the_law(result: Forecast) -> None:
 
 
 def test_a_law_without_an_interval_can_be_drawn(result: Forecast, tmp_path: Path) -> None:
-    bare = replace(result, fit=replace(result.fit, theta_draws=np.empty((0, 5))), low=math.nan, high=math.nan)
+    without = replace(result.fit, theta_draws=np.empty((0, 5)))
+    bare = replace(result, fits=[without], low=math.nan, high=math.nan)
     save(loss_figure(bare), tmp_path / "bare")
     assert (tmp_path / "bare.png").read_bytes().startswith(b"\x89PNG")
 

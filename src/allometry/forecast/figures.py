@@ -74,7 +74,7 @@ def _draw_ladder(axes: Axes, result: Forecast) -> None:
         mine = runs[runs["width"] == width]
         tokens = np.geomspace(mine["tokens"].min() / 1.15, mine["tokens"].max() * 1.15, 50)
         params = float(mine["params"].iloc[0])
-        curve = result.fit.predict({"params": np.full(len(tokens), params), "tokens": tokens})
+        curve = result.law.predict({"params": np.full(len(tokens), params), "tokens": tokens})
         axes.plot(6.0 * params * tokens, curve, color=colors[index], linewidth=1.1, alpha=0.75)
         axes.plot(
             mine["flops"], mine["loss"], _MARKERS[index % len(_MARKERS)], color=colors[index], markersize=4.5,
@@ -213,17 +213,17 @@ def _shown(result: Forecast) -> list[tuple[str, float, str, float, float, str]]:
 
 
 def _frontier(result: Forecast, low: float, high: float) -> tuple[Array, Array, Array, Array] | None:
-    """Least loss of the law at each compute, with its band; None where the law knows no split."""
+    """What the laws say of the optimal split at each compute, with a band; None where no split is known."""
     if not {"params", "tokens"} <= set(result.fit.form.inputs):
         return None
     flops = np.geomspace(low, high, 60)
-    answers = [result.fit.optimal(float(budget), level=result.level) for budget in flops]
-    loss = np.array([answer.loss for answer in answers])
-    ends = [
-        (math.nan, math.nan) if a.loss_interval is None else (a.loss_interval.low, a.loss_interval.high)
-        for a in answers
-    ]
-    return flops, loss, *np.array(ends, dtype=float).T
+    best = [result.fit.optimal(float(budget)) for budget in flops]
+    split = {"params": [one.params for one in best], "tokens": [one.tokens for one in best]}
+    if not all(len(one.theta_draws) for one in result.fits):
+        unknown = np.full(len(flops), math.nan)
+        return flops, result.law.predict(split), unknown, unknown
+    band = result.law.interval(split, level=result.level)
+    return flops, np.asarray(band.value), np.asarray(band.low), np.asarray(band.high)
 
 
 # --- residuals ---------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def residual_figure(result: Forecast) -> Figure:
     runs = finite_runs(result.runs)
     widths = sorted(runs["width"].unique())
     colors = size_colors(len(widths))
-    off = 100.0 * np.log(runs["loss"].to_numpy() / result.fit.predict(runs[["params", "tokens"]]))
+    off = 100.0 * np.log(runs["loss"].to_numpy() / result.law.predict(runs[["params", "tokens"]]))
     runs = runs.assign(off=off)
     with style():
         figure = Figure(figsize=(_WIDTH, 3.3))

@@ -24,7 +24,7 @@ from allometry.forecast.ladder import PLANS, Ladder, ladder_tasks, non_embedding
 if TYPE_CHECKING:
     import pandas as pd
 
-    from allometry.laws import Fit
+    from allometry.laws import Average, Fit
     from allometry.study.execute import Event
     from allometry.study.store import Plan, Store
 
@@ -48,8 +48,8 @@ class Forecast:
         width, params (N, non-embedding), tokens (D), flops (6 N D), epochs.
     runs : DataFrame
         One row a record of the ladder.
-    fit : Fit
-        The law.
+    fits : list of Fit
+        The laws that the forecast averages.
     choice : DataFrame
         The candidate laws and how far off each was on the largest size when fitted without it.
     naive : DataFrame
@@ -66,7 +66,7 @@ class Forecast:
     plan: dict[str, Any]
     digest: str
     runs: pd.DataFrame
-    fit: Fit
+    fits: list[Fit]
     choice: pd.DataFrame
     naive: pd.DataFrame
     backtest: dict[str, Any]
@@ -74,6 +74,18 @@ class Forecast:
     notes: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
     directory: Path | None = None
+
+    @property
+    def law(self) -> Average:
+        """The laws as one."""
+        from allometry.laws import Average
+
+        return Average(self.fits)
+
+    @property
+    def fit(self) -> Fit:
+        """The plan's first law, whose optimum chose the target."""
+        return self.fits[0]
 
     @property
     def half_width(self) -> float:
@@ -90,6 +102,7 @@ class Forecast:
             "backtest": self.backtest,
             "choice": self.choice.reset_index().to_dict(orient="records"),
             "law": self.fit.to_dict(),
+            "laws": {fit.form.name: fit.to_dict() for fit in self.fits},
             "notes": self.notes,
             "cost": self.cost,
             "plan": self.plan,
@@ -325,7 +338,7 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     ladder_flops = float(table.groupby("run")["model_flops"].max().sum())
     trained = ladder.trained_tokens() / max(ladder.tokens)
     return Forecast(
-        value, low, high, LEVEL, goal, content, plan.digest, table, fit, choice,
+        value, low, high, LEVEL, goal, content, plan.digest, table, law.fits, choice,
         naive_forecasts(used, goal["flops"], LEVEL),
         _backtest(forms, x, y, settings, used),
         notes=notes,

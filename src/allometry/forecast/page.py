@@ -86,13 +86,16 @@ def page(result: Forecast, drawn: Mapping[str, str]) -> str:
         "<figcaption>Measured loss over the law's, in per cent; lines join the means of a size.</figcaption>"
         "</figure>",
         _section("Choice of the law", _chosen(result) + _table(*choice_table(result))),
-        _section(
-            f"The law: {result.fit.form.name}",
-            f"<p><code>{escape(FORMULAS.get(result.fit.form.name, 'see law.json'))}</code></p>"
-            + _table(
-                ["", "value", *([f"low, {level(result)}", "high"] if len(result.fit.theta_draws) else [])],
-                law_table(result),
-            ),
+        *(
+            _section(
+                f"The law: {fit.form.name}",
+                f"<p><code>{escape(FORMULAS.get(fit.form.name, 'see law.json'))}</code></p>"
+                + _table(
+                    ["", "value", *([f"low, {level(result)}", "high"] if len(fit.theta_draws) else [])],
+                    law_table(fit, result.level),
+                ),
+            )
+            for fit in result.fits
         ),
         _section("The plan, fixed before anything was trained", _list(plan_facts(result))),
         _section(
@@ -149,7 +152,9 @@ def _notes(result: Forecast) -> str:
 def _chosen(result: Forecast) -> str:
     rule = result.plan.get("law", {}).get("choice")
     told = f" The rule, fixed in the plan: {escape(str(rule))}." if rule else ""
-    return f"<p>Used: <strong>{escape(result.fit.form.name)}</strong>.{told}</p>"
+    used = " and ".join(fit.form.name for fit in result.fits)
+    how = ", averaged" if len(result.fits) > 1 else ""
+    return f"<p>Used: <strong>{escape(used)}</strong>{how}.{told}</p>"
 
 
 def _css(sizes: int) -> str:

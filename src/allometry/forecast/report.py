@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from allometry.forecast.forecast import Forecast
+    from allometry.laws import Fit
 
 FORMULAS = {
     "chinchilla": "L(N, D) = E + A / N^alpha + B / D^beta",
@@ -30,8 +31,10 @@ def summary(result: Forecast) -> str:
     if result.backtest:
         parts += ["", "Backtest, the ladder's largest size foretold from the smaller ones"]
         parts += [f"  {line}" for line in _aligned(backtest(result))]
-    parts += ["", f"Law: {result.fit.form.name}, {FORMULAS.get(result.fit.form.name, 'see law.json')}"]
-    parts += [f"  {line}" for line in _columns(["", "value", "low", "high"], law_table(result))]
+    for fit in result.fits:
+        parts += ["", f"Law: {fit.form.name}, {FORMULAS.get(fit.form.name, 'see law.json')}"]
+        table = law_table(fit, result.level)
+        parts += [f"  {line}" for line in _columns(["", "value", "low", "high"], table)]
     if result.notes:
         parts += ["", "Notes", *(line for note in result.notes for line in _wrapped(note))]
     return "\n".join(line.rstrip() for part in parts for line in _cut(part))
@@ -192,8 +195,8 @@ def backtest(result: Forecast) -> list[tuple[str, str]]:
     ]
 
 
-def law_table(result: Forecast) -> list[list[str]]:
-    table = result.fit.table(result.level)
+def law_table(fit: Fit, level: float) -> list[list[str]]:
+    table = fit.table(level)
     return [[str(name), *(f"{value:.4g}" for value in row)] for name, *row in table.itertuples()]
 
 
@@ -251,7 +254,16 @@ def plan_facts(result: Forecast) -> list[tuple[str, str]]:
     )
     law = plan.get("law", {})
     rows.append(("law", "; ".join(f"{key} {_cell(value)}" for key, value in law.items())))
-    for key in ("seeds", "target_seed", "dtype", "device", "workers", "threads", "target_threads", "stack"):
+    for key in (
+        "seeds",
+        "target_seed",
+        "dtype",
+        "device",
+        "workers",
+        "threads",
+        "target_threads",
+        "stacked_widths",
+    ):
         if key in plan:
             rows.append((key.replace("_", " "), _cell(plan[key])))
     return [(name, value) for name, value in rows if value]

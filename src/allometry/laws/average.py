@@ -1,10 +1,10 @@
 """Several forms at once: what laws say together that the data cannot tell apart.
 
-Resampling a fit shows what noise does to one form. Beyond the data the choice of form matters more, and nothing
-in the resamples says so. `Average` gives each form the same say: its prediction is the geometric mean of
-theirs, its interval is drawn from all of their draws, so that where they disagree it grows.  Equal weights,
-because information criteria count points, and the points of a few runs are not independent (Draper, 1995, on
-form as a part of uncertainty; Claeskens et al., 2016, on why equal weights are hard to beat).
+Resampling a fit shows what noise does to one form. Beyond the data the choice of form matters more, and
+nothing in the resamples says so. `Average` gives each form the same say: its prediction is the geometric mean
+of theirs, its interval is drawn from all of their draws, so that where they disagree it grows.  Equal
+weights, because information criteria count points, and the points of a few runs are not independent (Draper,
+1995, on form as a part of uncertainty; Claeskens et al., 2016, on why equal weights are hard to beat).
 """
 
 from __future__ import annotations

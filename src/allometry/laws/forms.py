@@ -31,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "KaplanOffset", "Parameter", "PowerLaw", "PowerLawOffset", "get_form",
+    "BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "KaplanOffset", "Parameter", "PowerLaw",
+    "PowerLawOffset", "get_form",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
