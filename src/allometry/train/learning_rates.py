@@ -137,18 +137,16 @@ def best_learning_rate(curve: pd.DataFrame, *, points: int = 5) -> BestRate:
         raise ValueError(f"the curve needs columns learning_rate and loss, got {list(curve.columns)}")
     if points not in (3, 5):
         raise ValueError(f"the parabola goes through 3 or 5 points, got points={points}")
-    table = curve.copy()
-    good = np.isfinite(table["loss"].astype(float))
-    if "status" in table:
-        good &= table["status"] == "done"
-    # a rate at which any seed was lost is not usable
-    usable = good.groupby(table["learning_rate"]).all()
-    mean = table["loss"].astype(float).groupby(table["learning_rate"]).mean()
-    rates = np.asarray(usable.index, dtype=float)
-    fine = usable.to_numpy(dtype=bool)
+    values = curve["loss"].to_numpy(dtype=float)
+    good = np.isfinite(values)
+    if "status" in curve:
+        good &= curve["status"].to_numpy() == "done"
+    rates, row = np.unique(curve["learning_rate"].to_numpy(dtype=float), return_inverse=True)
+    fine = np.bincount(row, weights=~good) == 0  # a rate at which any seed was lost is not usable
     if not fine.any():
         raise ValueError("every run of the sweep was lost; try lower learning rates")
-    losses = np.where(fine, mean.to_numpy(dtype=float), np.inf)
+    means = np.bincount(row, weights=np.where(good, values, 0.0)) / np.bincount(row)
+    losses = np.where(fine, means, np.inf)
     lowest = int(np.argmin(losses))
     at_low = lowest == 0 or not fine[lowest - 1]
     at_high = lowest == len(rates) - 1 or not fine[lowest + 1]
@@ -160,11 +158,12 @@ def best_learning_rate(curve: pd.DataFrame, *, points: int = 5) -> BestRate:
     near = _near(fine, lowest, (points - 1) // 2)
     x = np.log2(rates[near])
     vertex, bottom, curvature, misfit = _parabola(x, losses[near])
-    seeds = (
-        table.pivot_table("loss", "learning_rate", "seed").to_numpy()[near]
-        if "seed" in table
-        else np.empty((0, 0))
-    )
+    seeds = np.empty((0, 0))
+    if "seed" in curve:
+        names, column = np.unique(curve["seed"].to_numpy(), return_inverse=True)
+        seeds = np.full((len(rates), len(names)), np.nan)
+        seeds[row, column] = values
+        seeds = seeds[near]
     spacing = float(max(x[k + 1] - x[k] for k in range(len(x) - 1)))
     by: Literal["seeds", "misfit", "spacing"]
     if seeds.size and seeds.shape[1] > 1 and np.isfinite(seeds).all():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def _process(
     torch.set_num_threads(threads)
     values = (rank, processes, rank, "127.0.0.1", port)
     os.environ.update({name: str(value) for name, value in zip(_OURS, values, strict=True)})
+    if sys.platform == "linux":  # gloo would look its own host name up, which can take a minute off line
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         with _group(backend, timeout):
             function(*arguments)
