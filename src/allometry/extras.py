@@ -7,6 +7,7 @@ _INSTALLS = {
     "train": "pip install 'allometry[train]'",
     "hub": "pip install 'allometry[hub]'",
     "logs": "pip install 'allometry[logs]'",
+    "wandb": "pip install wandb",
     "postgres": "pip install 'allometry[postgres]'",
 }
 

@@ -195,6 +195,10 @@ def number(text: str, *, suffixes: bool = True, comma: str = "thousands") -> tup
     factor = 1.0
     if suffixes and bare[-1].lower() in _SUFFIX and bare[:1] in "+-.0123456789":
         factor, bare = _SUFFIX[bare[-1].lower()], bare[:-1].rstrip()
+    if comma == "decimal" and re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", bare):
+        if bare.count(".") == 1:  # 1.234 beside 3,21: a thousand, or one and a bit?
+            return math.nan, UNCLEAR
+        bare = bare.replace(".", "")
     if "," in bare:
         if comma == "decimal":
             bare = bare.replace(".", "").replace(",", ".") if bare.count(",") == 1 else "x"
@@ -216,7 +220,7 @@ def numbers(
 ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     """Cells as numbers ``(n,)`` (NaN where there is none) and what each was (GOOD, BLANK, ...)."""
     kinds = {type(value) for value in values}
-    if kinds <= {str, float, int}:
+    if kinds <= {str, float, int} and comma != "decimal":
         try:  # all of them plain numbers: nearly every file
             out = np.array(values, dtype=object).astype(float)
             return out, np.where(np.isfinite(out), GOOD, NOT_FINITE).astype(np.int8)
