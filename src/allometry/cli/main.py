@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from allometry import __version__
+from allometry.cli import fit as fit_commands
 from allometry.cli import forecast as forecast_commands
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("forecast")(forecast_commands.forecast)
+app.command("fit")(fit_commands.fit)
 
 
 def _version(asked: bool) -> None:

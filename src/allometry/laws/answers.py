@@ -44,8 +44,8 @@ class Answer:
         The records that the law was fitted to, with ``predicted`` and ``residual`` (log of observed over
         predicted).
     forecasts : list of dict
-        ``given``, ``value``, ``mean`` and ``prediction`` (low, high), ``beyond`` (orders of magnitude outside
-        the data, by input).
+        ``given``, ``at``, ``value``, ``mean`` and ``prediction`` (low, high), ``beyond`` (orders of magnitude
+        outside the data, by input), ``other_forms`` (what the forms that were not chosen say).
     optimum : Allocation or None
     backtest : dict
         What the law fitted without the largest runs said of them; ``reason`` where that is not possible.
@@ -164,17 +164,23 @@ def answer(
     inputs = forms[0].inputs
     x = {name: points[name].to_numpy(float) for name in sorted({n for f in forms for n in f.inputs})}
     y, run = points["loss"].to_numpy(float), points["run"].to_numpy()
-    choice = None
+    choice, rest = None, []
     if len(forms) > 1:
         choice = compare_forms(forms, x, y, run=run, hold_out=_rungs(forms[0], points, forms))
+        rest = [form for form in forms if not choice.loc[form.name, "chosen"]]
         forms = [form for form in forms if choice.loc[form.name, "chosen"]]
     form = forms[0]
     mine = {name: x[name] for name in form.inputs}
     one = fit(form, mine, y, run=run, resamples=resamples, random_state=random_state)
     points = points.assign(predicted=one.predict(mine), residual=one.residuals)
     out = Answer(runs, points, one, level, choice=choice, warnings=[*one.warnings, *said])
+    others = [fit(other, {name: x[name] for name in other.inputs}, y, run=run, resamples=0)
+              for other in rest] if predict else []  # fmt: skip
     for place in predict:
-        out.forecasts.append(_forecast(out, place))
+        told = _forecast(out, place)
+        told["other_forms"] = {other.form.name: float(other.predict(told["at"])[0]) for other in others
+                               if set(other.form.inputs) <= set(told["at"])}  # fmt: skip
+        out.forecasts.append(told)
     if optimal_for is not None:
         out.optimum = _optimum(out, optimal_for)
     out.backtest = _backtest(form, mine, y, points, level, random_state)
@@ -223,7 +229,7 @@ def _forms(law: str, inputs: tuple[str, ...], points: pandas.DataFrame) -> list[
         "tokens" in points) else False  # fmt: skip
     if law == "auto":
         if len(inputs) == 2:
-            names = ["chinchilla", "kaplan", *(["data-constrained"] if repeated else [])]
+            names = ["chinchilla", "kaplan", "kaplan-offset", *(["data-constrained"] if repeated else [])]
         else:
             names = ["power", "power-offset"]
         forms = [_with_input(name, inputs) for name in names]
