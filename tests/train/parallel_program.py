@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from allometry.optim.schedules import WSD
+from allometry.train.checkpoint import Checkpointer
+from allometry.train.loop import TrainLog, fit
 from allometry.train.parallel import (
     clip_grad_norm,
     full_optimizer_state,
@@ -85,6 +88,52 @@ def train(how: str, folder: str) -> None:
         save_file({name: value.contiguous() for name, value in weights.items()}, where / f"{how}.safetensors")
     else:
         assert weights == {}
+
+
+class Batches:
+    """Whole batches; the loop gives every process its share."""
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch(step)
+
+
+def fit_model(how: str | None, folder: str | None, stop_at: int | None = None) -> tuple[nn.Module, TrainLog]:
+    """Three horizons through the training loop, perhaps stopped on the way."""
+    model = shard(Model(), how)
+    steps = 0
+
+    def should_stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return is_main() and stop_at is not None and steps >= stop_at  # one process asks, all stop
+
+    log = fit(
+        model,
+        Batches(),
+        optimizer=make_optimizer(model),
+        horizons=[6, 9, 12],
+        schedule=WSD(warmup=1, decay=0.5),
+        objective=lambda net, x, y: nn.functional.cross_entropy(net(x), y),
+        validate=lambda net: {"loss": float(nn.functional.cross_entropy(net(batch(99)[0]), batch(99)[1]))},
+        clip=0.3,
+        checkpointer=None if folder is None else Checkpointer(Path(folder), every=0.0),
+        should_stop=should_stop,
+    )
+    return model, log
+
+
+def loop(how: str, folder: str) -> None:
+    """Stop inside the second branch, go on from there, write down the end."""
+    _, first = fit_model(how, f"{folder}/{how}", stop_at=9)
+    assert first.status == "stopped"
+    model, log = fit_model(how, f"{folder}/{how}")
+    assert log.status == "done"
+    weights = full_state_dict(model)
+    if is_main():
+        weights["losses"] = torch.tensor([record["loss"] for record in log.horizons])
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()}, f"{folder}/{how}.safetensors"
+        )
 
 
 def fail() -> None:

@@ -66,6 +66,18 @@ def test_two_processes_checkpoint_and_resume_like_one(how: str, program, tmp_pat
     assert not dist.is_initialized()
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_the_loop_stops_and_goes_on_in_two_processes_like_one(how: str, program, tmp_path: Path) -> None:
+    model, log = program.fit_model(None, None)
+    launch(program.loop, 2, how, str(tmp_path), backend="gloo", threads=1)
+    found = load_file(tmp_path / f"{how}.safetensors")
+    losses = [record["loss"] for record in log.horizons]
+    assert len(losses) == 3
+    assert found.pop("losses").tolist() == pytest.approx(losses, abs=1e-5)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(found[name], value, atol=1e-5, rtol=0), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_the_same_program_under_torchrun(how: str, program, tmp_path: Path) -> None:

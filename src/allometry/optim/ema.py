@@ -72,7 +72,9 @@ class AveragedWeights:
         """Go on from :meth:`state_dict`."""
         self.updates = int(state["updates"])
         for name, value in self.state.items():
-            value.copy_(state[f"average.{name}"])
+            # of a sharded tensor each process has stored its own part
+            mine = value.to_local() if hasattr(value, "to_local") else value
+            mine.copy_(state[f"average.{name}"])
 
 
 def _fine(value: Tensor) -> Tensor:

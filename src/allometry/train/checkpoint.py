@@ -5,6 +5,7 @@ A checkpoint is one file: named tensors, and a JSON note in the file's own heade
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -130,6 +131,18 @@ class Checkpointer:
             raise CheckpointError(f"{failure}; delete {self.directory} to train this run again")
         return None
 
+    def every_note(self, name: str) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """All readable checkpoints of this name, the newest first."""
+        found = []
+        for candidate in (self.path(name), self.path(f"{name}.previous")):
+            with contextlib.suppress(CheckpointError):
+                found.append(load(candidate))
+        return found
+
+    def of_process(self, rank: int, size: int) -> Checkpointer:
+        """Where process ``rank`` of ``size`` keeps its own part: a folder inside this one."""
+        return Checkpointer(self.directory / f"process-{rank}-of-{size}", every=self.every)
+
     def remove(self, name: str) -> None:
         """Delete the checkpoint ``name`` and the one before it."""
         for path in (self.path(name), self.path(f"{name}.previous")):
@@ -150,14 +163,30 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, {"groups": state["param_groups"], "other": other}
 
 
+def _like(weight: Tensor, value: Tensor) -> Tensor:
+    """``value`` as a part of a sharded tensor, where ``weight`` is sharded and of that shape."""
+    if not hasattr(weight, "to_local") or value.ndim == 0:
+        return value
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(weight, DTensor)
+    return DTensor.from_local(
+        value, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+    )
+
+
 def unflatten_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
 ) -> None:
-    """Give an optimizer back what :func:`flatten_optimizer` took; tensors are copied."""
+    """Give an optimizer back what :func:`flatten_optimizer` took; tensors are copied.
+
+    Of a sharded parameter (FSDP2) each process has stored its own part.
+    """
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in note["other"].items()}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value.clone()
+        state.setdefault(int(index), {})[name] = _like(weights[int(index)], value.clone())
     groups = [dict(group) for group in note["groups"]]
     for group, now in zip(groups, optimizer.param_groups, strict=False):  # JSON knows no tuples
         group |= {key: tuple(group[key]) for key in group if isinstance(now.get(key), tuple)}

@@ -37,6 +37,7 @@ from allometry.train.checkpoint import (
 )
 from allometry.train.divergence import DivergenceRule, Watch
 from allometry.train.meter import Meter
+from allometry.train.parallel import Crew, local
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,6 +143,7 @@ class _Run:
         self.trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         every = {id(weight): weight for weight in (*model.parameters(), *self.trained)}
         self.weights = list(every.values())
+        self.sharded = any(hasattr(weight, "to_local") for weight in self.weights)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
@@ -156,7 +158,7 @@ class _Run:
         watches = [{"reference": watch.reference, "bad": watch.bad} for watch in self.watches]
         lost = {str(replica): step for replica, step in self.lost.items()}
         own = {"optimizer": note, "watches": watches, "skipped": self.skipped, "lost": lost}
-        return {name: value.detach().clone() for name, value in tensors.items()}, own
+        return {name: local(value.detach()).clone() for name, value in tensors.items()}, own
 
     def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Go back to a captured state."""
@@ -166,7 +168,12 @@ class _Run:
                 name[len(kind) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{kind}/")
             }
 
-        self.model.load_state_dict(part("model"))
+        weights = part("model")
+        if self.sharded:
+            for name, value in self.model.state_dict().items():
+                local(value).copy_(weights[name])
+        else:
+            self.model.load_state_dict(weights)
         unflatten_optimizer(self.optimizer, part("optimizer"), note["optimizer"])
         for name, state in part("generator").items():
             self.generators[name].set_state(state)
@@ -190,7 +197,7 @@ class _Run:
                 self.lost[replica] = step
                 freeze = getattr(self.model, "freeze", None)
                 if freeze is not None:
-                    freeze(replica)
+                    freeze(replica, step)
 
 
 def _source(batches: Batches | Iterable[tuple[Tensor, Tensor]], plan: Sequence[Segment], skip: int) -> Any:
@@ -300,7 +307,11 @@ def fit(
     first, step = 0, 0
     trunk: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     resumed = None
-    if checkpointer is not None:
+    crew = Crew(model)
+    if checkpointer is not None and crew.size > 1:
+        checkpointer = checkpointer.of_process(crew.rank, crew.size)
+        resumed = _together(checkpointer, crew)
+    elif checkpointer is not None:
         resumed = checkpointer.load("final") or checkpointer.load("current")
     if resumed is not None:
         tensors, note = resumed
@@ -350,6 +361,7 @@ def fit(
         rate = schedule(at, segment.total)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
+        inputs, targets = crew.share(inputs), crew.share(targets)
         inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         total: Tensor | None = None
         axis = 1 if hasattr(model, "freeze") else 0  # a stack's batches carry the replica first
@@ -363,7 +375,8 @@ def fit(
             total = losses.detach() if total is None else total + losses.detach()
         assert total is not None
         norm = _clip(model, run.trained, clip)
-        values, norms = total.flatten().tolist(), norm.flatten().tolist()
+        values, _ = crew.agree(total.flatten().tolist())
+        norms = norm.flatten().tolist()
         finite = math.isfinite(sum(values) + sum(norms))
         if finite or hasattr(model, "freeze"):  # a stack keeps bad replicas from moving by itself
             optimizer.step()
@@ -411,11 +424,13 @@ def fit(
                 log.status, log.diverged, log.skipped = "diverged", dict(run.lost), run.skipped
                 log.meter = meter.totals()
                 return log
-            if checkpointer is not None and step < segment.end and checkpointer.due():
-                keep(index, step)
-            if should_stop is not None and step < segment.end and should_stop():
-                keep(index, step)
-                return stopped()
+            if step < segment.end:
+                due = checkpointer is not None and checkpointer.due()
+                _, (due, stop) = crew.agree([], due, should_stop is not None and should_stop())
+                if due or stop:
+                    keep(index, step)
+                if stop:
+                    return stopped()
         before += segment.end - segment.start
         record: dict[str, Any] | None = None
         if segment.branch:
@@ -433,8 +448,9 @@ def fit(
             keep(index + 1, plan[index + 1].start)
         if record is not None and on_horizon is not None:
             on_horizon(record)
-        if should_stop is not None and not last and should_stop():
+        if not last and crew.agree([], should_stop is not None and should_stop())[1][0]:
             return stopped()
+    crew.wait()  # until every process has its last state on disk
     if checkpointer is not None:
         checkpointer.remove("current")
         checkpointer.remove("trunk")
@@ -471,8 +487,9 @@ def _numbers(value: Any) -> Any:
 
 
 def _trunk(checkpointer: Checkpointer, start: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    kept = checkpointer.load("trunk")
-    if kept is None or kept[1]["step"] != start:  # the one before is an earlier branch's
+    every = checkpointer.every_note("trunk")  # the one before is an earlier branch's, or a later one's here
+    kept = next((found for found in every if found[1]["step"] == start), None)
+    if kept is None:
         raise CheckpointError(
             f"the trunk's state at step {start} is not to be found in {checkpointer.directory}; delete that "
             "folder to train this run again"
@@ -480,11 +497,23 @@ def _trunk(checkpointer: Checkpointer, start: int) -> tuple[dict[str, Tensor], d
     return kept
 
 
+def _together(checkpointer: Checkpointer, crew: Crew) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest state that every process has: a crash may have caught some before they wrote theirs."""
+    kept: dict[tuple[int, ...], tuple[dict[str, Tensor], dict[str, Any]]] = {
+        (found[1]["segment"], found[1]["step"]): found
+        for name in ("current", "final")
+        for found in reversed(checkpointer.every_note(name))
+    }
+    chosen = crew.common(kept)
+    return None if chosen is None else kept[chosen]
+
+
 def _clip(model: nn.Module, trained: Sequence[Tensor], clip: float | None) -> Tensor:
     own = getattr(model, "clip_grad_norm", None)
     if own is not None:
         return own(math.inf if clip is None else clip)
-    return nn.utils.clip_grad_norm_(trained, math.inf if clip is None else clip)
+    norm = nn.utils.clip_grad_norm_(trained, math.inf if clip is None else clip)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # over all shards
 
 
 @torch.no_grad()
