@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from allometry.laws.allocate import Allocation
     from allometry.laws.answers import Answer
+    from allometry.laws.fit import Fit
 
 _FORMULAS = {
     "power": "L(x) = A / x^alpha",
@@ -20,6 +22,9 @@ _FORMULAS = {
     "kaplan-offset": "L(N, D) = E + ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D",
     "data-constrained": "L(N, D, U) = E + A / N'^alpha + B / D'^beta, repeated tokens worth less",
 }
+
+_FORECAST = ["forecast", "loss", "law low", "high", "new run low", "high"]
+_CHOICE = ["", "held-out error", "AICc", "parameters", ""]
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -62,7 +67,7 @@ def fit(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="CSV, TSV, JSONL, JSON, Parquet, TensorBoard, W&B, MLflow, trainer_state.json; folders, patterns."
+            help="CSV, TSV, JSON(L), Parquet, TensorBoard, W&B, MLflow, trainer_state.json; folders, globs."
         ),
     ] = None,
     law: Annotated[
@@ -138,41 +143,48 @@ def summary(told: Answer) -> str:
         if lines:
             parts.extend(["", title, *(f"  {line}" for line in lines)])
 
-    parts.append(f"Law: {told.fit.form.name}, {formula(told)}")
-    parts += [f"  {line}" for line in _columns(["", "value", "low", "high"], parameter_rows(told))]
+    if len(told.fits) > 1:
+        names = " and ".join(one.form.name for one in told.fits)
+        parts.append(f"The average of {names}, which these runs cannot tell apart")
+    for one in told.fits:
+        parts.append(f"Law: {one.form.name}, {formula(one)}")
+        rows = parameter_rows(one, told.level)
+        parts += [f"  {line}" for line in _columns(["", "value", "low", "high"], rows)]
     if told.forecasts:
-        head = ["Forecast", "loss", "law low", "high", "new run low", "high"]
-        parts += ["", *_columns(head, forecast_rows(told))]
-    if told.optimum is not None:
-        section(f"Optimum for {told.optimum.flops:.4g} FLOPs",
-                _columns(["", "value", "low", "high"], optimum_rows(told)))  # fmt: skip
+        parts += ["", *_columns(_FORECAST, forecast_rows(told))]
+    for name, best in told.optima.items():
+        section(f"Optimum for {best.flops:.4g} FLOPs by {name}",
+                _columns(["", "value", "low", "high"], optimum_rows(best)))  # fmt: skip
     section("How far to trust it", _aligned(trust_facts(told)))
     if told.choice is not None:
-        section("Forms compared", _columns(["", "held-out error", "AICc", "parameters", ""], choice_rows(told)))
+        section("Forms compared", _columns(_CHOICE, choice_rows(told)))
     if told.warnings:
         parts += ["", "Notes", *(line for note in told.warnings for line in _wrapped(note))]
     section("Read as", _aligned(list(told.runs.columns.items())))
-    section("Left out", _columns(["file", "from row", "rows", "reason"], left_rows(told)))
+    if len(told.runs.left_out):
+        section("Left out", _columns(["file", "from row", "rows", "reason"], left_rows(told)))
     return "\n".join(line.rstrip() for part in parts for line in _cut(part))
 
 
-def formula(told: Answer) -> str:
+def formula(one: Fit) -> str:
     """The law's formula, with the name of its input."""
     from allometry.forecast.report import FORMULAS
 
-    text = (_FORMULAS | FORMULAS).get(told.fit.form.name, "")
-    name = told.fit.form.inputs[0]
+    text = (_FORMULAS | FORMULAS).get(one.form.name, "")
+    name = one.form.inputs[0]
     return text.replace("(x)", f"({name})").replace("/ x^", f"/ {name}^").replace("(x /", f"({name} /")
 
 
-def parameter_rows(told: Answer) -> list[list[str]]:
-    return [[str(name), *(f"{value:.4g}" for value in row)]
-            for name, *row in told.fit.table(told.level).itertuples()]  # fmt: skip
+def parameter_rows(one: Fit, level: float) -> list[list[str]]:
+    return [[str(name), *(f"{value:.4g}" for value in row)] for name, *row in one.table(level).itertuples()]
 
 
 def forecast_rows(told: Answer) -> list[list[str]]:
     return [
-        [_place(one["given"]), *(f"{value:.4f}" for value in (one["value"], *one["mean"], *one["prediction"]))]
+        [
+            _place(one["given"]),
+            *(f"{value:.4f}" for value in (one["value"], *one["mean"], *one["prediction"])),
+        ]
         for one in told.forecasts
     ]
 
@@ -181,9 +193,7 @@ def _place(given: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in given.items())
 
 
-def optimum_rows(told: Answer) -> list[list[str]]:
-    best = told.optimum
-    assert best is not None
+def optimum_rows(best: Allocation) -> list[list[str]]:
     rows = []
     for name, interval in (("params", best.params_interval), ("tokens", best.tokens_interval),
                            ("loss", best.loss_interval)):  # fmt: skip
@@ -207,24 +217,25 @@ def trust_facts(told: Answer) -> list[tuple[str, str]]:
     test = told.backtest
     if "reason" in test:
         return [*rows, ("backtest", f"not possible: {test['reason']}")]
-    rows.append(("backtest", f"{test['points']} records from {test['scale']} = {test['from']:.4g} up, foretold "
-                             f"without them: error {100 * test['error']:.2f} % root mean square, bias "
-                             f"{percent(test['bias'])}, {100 * test['inside']:.0f} % inside the "
+    rows.append(("backtest", f"{test['points']} records from {test['scale']} = {test['from']:.4g} up, "
+                             f"foretold without them: error {100 * test['error']:.2f} % (root mean square), "
+                             f"bias {percent(test['bias'])}, {100 * test['inside']:.0f} % inside the "
                              f"{100 * test['level']:g} % interval"))  # fmt: skip
     for one in told.forecasts:
-        if one["other_forms"]:
-            others = ", ".join(f"{name} {value:.4f}" for name, value in one["other_forms"].items())
-            rows.append(("other forms", f"{others} at {_place(one['given'])}"))
+        if len(one["each"]) > 1:
+            each = ", ".join(f"{name} {value:.4f}" for name, value in one["each"].items())
+            rows.append(("each form", f"{each} at {_place(one['given'])}"))
     return rows
 
 
 def choice_rows(told: Answer) -> list[list[str]]:
     assert told.choice is not None
-    return [
-        [str(name), f"{100 * row['held_out_error']:.2f} %" if math.isfinite(row["held_out_error"]) else "unknown",
-         f"{row['aicc']:.1f}", f"{row['parameters']}", "chosen" if row["chosen"] else ""]
-        for name, row in told.choice.iterrows()
-    ]  # fmt: skip
+    rows = []
+    for name, row in told.choice.iterrows():
+        error = f"{100 * row['held_out_error']:.2f} %" if math.isfinite(row["held_out_error"]) else "unknown"
+        used = "used" if row["chosen"] else ""
+        rows.append([str(name), error, f"{row['aicc']:.1f}", f"{row['parameters']}", used])
+    return rows
 
 
 def left_rows(told: Answer) -> list[list[str]]:
@@ -239,6 +250,7 @@ def left_rows(told: Answer) -> list[list[str]]:
 # --- figures and the folder --------------------------------------------------------------------------------
 def _figure(told: Answer) -> Any:
     """The law over its first input, in the house's style."""
+    import matplotlib
     from cycler import cycler
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_hex
@@ -246,16 +258,16 @@ def _figure(told: Answer) -> Any:
 
     from allometry.forecast.drawing import readable_ticks, size_colors, style
 
-    import matplotlib
-
     with style(), matplotlib.rc_context({"axes.prop_cycle": cycler(color=size_colors(4))}):
         figure = Figure(figsize=(7.0, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         told.fit.plot(axes, level=told.level)
-        for artist in (*axes.lines, *axes.collections):  # colours by number, before the cycle is gone
-            colour = artist.get_color() if hasattr(artist, "get_color") else artist.get_facecolor()[0]
-            artist.set_color(to_hex(colour))
+        for line in axes.lines:  # colours by number, before the cycle is gone
+            color: Any = line.get_color()
+            line.set_color(to_hex(color))
+        for band in axes.collections:
+            band.set_facecolor(to_hex(band.get_facecolor()[0]))
         if axes.get_legend() is not None:
             axes.legend()
         axes.set_title(f"{told.fit.form.name}: law and {100 * told.level:g} % interval, records as points")
@@ -277,8 +289,8 @@ def _draw(told: Answer, path: Path) -> None:
 def write(told: Answer, directory: str | Path) -> Path:
     """Write the report: ``report.html``, ``law`` as .png and .svg, ``law.json`` and ``runs.csv``.
 
-    ``law.json`` holds the answer, and under ``"fit"`` all that `Fit.from_dict` needs; ``runs.csv`` the records
-    that the law was fitted to, with their residuals.
+    ``law.json`` holds the answer, and under ``"fits"`` all that `Fit.from_dict` needs; ``runs.csv`` the
+    records that the law was fitted to, with their residuals.
     """
     from allometry.forecast.drawing import save, write_atomically
     from allometry.forecast.report import to_json
@@ -287,7 +299,7 @@ def write(told: Answer, directory: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     svg = save(_figure(told), folder / "law")
     write_atomically(folder / "runs.csv", told.points.to_csv(index=False).encode())
-    everything = told.to_dict() | {"fit": told.fit.to_dict()}
+    everything = told.to_dict() | {"fits": [one.to_dict() for one in told.fits]}
     write_atomically(folder / "law.json", (to_json(everything) + "\n").encode())
     return write_atomically(folder / "report.html", _page(told, svg).encode())
 
@@ -301,21 +313,23 @@ def _page(told: Answer, svg: str) -> str:
     from allometry.forecast.report import sentence
 
     left = told.residuals()
+    forms = " and ".join(one.form.name for one in told.fits)
     title = f"A law of {' and '.join(told.fit.form.inputs)} from {left['runs']} runs"
     name = f"Loss against {told.fit.form.inputs[0]}: records, law and interval"
     sections = [
-        _section("Forecasts", _table(["", "loss", "law low", "high", "new run low", "high"], forecast_rows(told)))
-        if told.forecasts else "",
+        _section("Forecasts", _table(_FORECAST, forecast_rows(told))) if told.forecasts else "",
         f"<figure>{inline_svg(svg, name, 'law', 4)}<figcaption>Points are records, lines the fitted law with "
         f"its {100 * told.level:g} % band.</figcaption></figure>",
         _section("How far to trust it", _list(trust_facts(told), _shown)),
         _section("Notes", "<ul>" + "".join(f"<li>{escape(sentence(note))}</li>" for note in told.warnings)
                  + "</ul>") if told.warnings else "",
-        _section(f"The law: {told.fit.form.name}", f"<p><code>{escape(formula(told))}</code></p>"
-                 + _table(["", "value", "low", "high"], parameter_rows(told))),
-        _section(f"Optimum for {told.optimum.flops:.4g} FLOPs",
-                 _table(["", "value", "low", "high"], optimum_rows(told))) if told.optimum else "",
-        _section("Forms compared", _table(["", "held-out error", "AICc", "parameters", ""], choice_rows(told)))
+        *(_section(f"The law: {one.form.name}", f"<p><code>{escape(formula(one))}</code></p>"
+                   + _table(["", "value", "low", "high"], parameter_rows(one, told.level)))
+          for one in told.fits),
+        *(_section(f"Optimum for {best.flops:.4g} FLOPs by {form}",
+                   _table(["", "value", "low", "high"], optimum_rows(best)))
+          for form, best in told.optima.items()),
+        _section("Forms compared", _table(_CHOICE, choice_rows(told)))
         if told.choice is not None else "",
         _section("Read as", _list(list(told.runs.columns.items()))),
         _section("Left out", _table(["file", "from row", "rows", "reason"], left_rows(told)))
@@ -328,7 +342,7 @@ def _page(told: Answer, svg: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
         f"<style>{_css(4)}</style>\n</head>\n<body>\n<main>\n<header><h1>{escape(title)}</h1>\n"
-        f"<p>{left['points']} records, {escape(told.fit.form.name)}.</p></header>\n"
+        f"<p>{left['points']} records, {escape(forms)}.</p></header>\n"
         + "\n".join(section for section in sections if section)
         + f"\n</main>\n<footer>allometry {escape(__version__)}</footer>\n</body>\n</html>\n"
     )

@@ -4,6 +4,9 @@ Runs decide what can be asked.  Where parameters and tokens both vary, a law of 
 does, a law of that one; where they move together (every model at twenty tokens a parameter, say) their parts
 cannot be told apart (Hoffmann et al., 2022, arXiv:2203.15556, vary them separately for that reason), and only
 a law of compute is honest.  What the runs cannot tell is refused in a sentence, not guessed.
+
+Several forms may pass through the same points and part beyond them, so the forecast is the `Average` of all
+that foretell the largest runs from the rest within a factor of the best; each form's own is shown beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from allometry.laws.compare import backtest, compare_forms
+from allometry.laws.average import Average
+from allometry.laws.compare import Backtest, backtest, compare_forms
 from allometry.laws.fit import Fit, fit
 from allometry.laws.forms import Form, get_form
 from allometry.laws.runs import SCALES, Runs
@@ -30,6 +34,7 @@ __all__ = ["Answer", "answer"]
 _ONE_INPUT = ("power", "power-offset", "broken-power")
 _SHORT = {"n": "params", "d": "tokens", "c": "flops", "u": "unique_tokens", "compute": "flops",
           "parameters": "params"}  # fmt: skip
+_MARGIN = 3.0  # forms whose held-out error is over so many times the least are dropped
 _POINTS = 2000  # beyond this many a law gains nothing and its resamples take minutes
 
 
@@ -39,14 +44,16 @@ class Answer:
 
     Attributes
     ----------
-    fit : Fit
+    fits : list of Fit
+        The forms that the forecast averages, the preferred one first.
     points : DataFrame
         The records that the law was fitted to, with ``predicted`` and ``residual`` (log of observed over
         predicted).
     forecasts : list of dict
         ``given``, ``at``, ``value``, ``mean`` and ``prediction`` (low, high), ``beyond`` (orders of magnitude
-        outside the data, by input), ``other_forms`` (what the forms that were not chosen say).
-    optimum : Allocation or None
+        outside the data, by input), ``each`` (the forms one by one).
+    optima : dict of Allocation
+        The best split of the budget by each form; empty where none was asked for.
     backtest : dict
         What the law fitted without the largest runs said of them; ``reason`` where that is not possible.
     choice : DataFrame or None
@@ -56,13 +63,23 @@ class Answer:
 
     runs: Runs
     points: pandas.DataFrame
-    fit: Fit
+    fits: list[Fit]
     level: float
     forecasts: list[dict[str, Any]] = field(default_factory=list)
-    optimum: Allocation | None = None
+    optima: dict[str, Allocation] = field(default_factory=dict)
     backtest: dict[str, Any] = field(default_factory=dict)
     choice: pandas.DataFrame | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def fit(self) -> Fit:
+        """The preferred form's fit."""
+        return self.fits[0]
+
+    @property
+    def law(self) -> Average:
+        """What foretells: the average of the forms."""
+        return Average(self.fits)
 
     def residuals(self) -> dict[str, Any]:
         """Root mean square and largest log residual, and the run it belongs to."""
@@ -76,20 +93,23 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the resamples, as plain lists and numbers."""
-        best = self.optimum
-        return {
-            "law": self.fit.form.name,
-            "inputs": list(self.fit.form.inputs),
-            "level": self.level,
-            "parameters": self.fit.table(self.level).to_dict("index"),
-            "forecasts": self.forecasts,
-            "optimum": None if best is None else {
+        optima = {
+            name: {
                 "flops": best.flops, "params": best.params, "tokens": best.tokens, "loss": best.loss,
                 "tokens_per_param": best.tokens_per_param,
-                **{name: None if interval is None else [interval.low, interval.high] for name, interval in (
+                **{part: None if interval is None else [interval.low, interval.high] for part, interval in (
                     ("params_interval", best.params_interval), ("tokens_interval", best.tokens_interval),
                     ("loss_interval", best.loss_interval))},
-            },
+            }
+            for name, best in self.optima.items()
+        }  # fmt: skip
+        return {
+            "laws": [one.form.name for one in self.fits],
+            "inputs": list(self.fit.form.inputs),
+            "level": self.level,
+            "parameters": {one.form.name: one.table(self.level).to_dict("index") for one in self.fits},
+            "forecasts": self.forecasts,
+            "optima": optima,
             "residuals": self.residuals(),
             "noise": {"between": self.fit.noise.between, "within": self.fit.noise.within},
             "backtest": self.backtest,
@@ -144,7 +164,8 @@ def answer(
     >>> import pathlib, tempfile
     >>> from allometry.laws.runs import read_runs
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "runs.csv"
-    >>> _ = path.write_text("N,loss\\n" + "\\n".join(f"{10**k},{1 + 9 * 10 ** (-0.1 * k)}" for k in range(5, 11)))
+    >>> rows = [f"{10**k},{1 + 9 * 10 ** (-0.1 * k)}" for k in range(5, 11)]
+    >>> _ = path.write_text("\\n".join(["N,loss", *rows]))
     >>> answer(read_runs(path), predict=[{"params": 1e11}], resamples=50).forecasts[0]["value"].__round__(4)
     1.7149
     """
@@ -164,27 +185,33 @@ def answer(
     inputs = forms[0].inputs
     x = {name: points[name].to_numpy(float) for name in sorted({n for f in forms for n in f.inputs})}
     y, run = points["loss"].to_numpy(float), points["run"].to_numpy()
-    choice, rest = None, []
+    choice = None
     if len(forms) > 1:
         choice = compare_forms(forms, x, y, run=run, hold_out=_rungs(forms[0], points, forms))
-        rest = [form for form in forms if not choice.loc[form.name, "chosen"]]
-        forms = [form for form in forms if choice.loc[form.name, "chosen"]]
-    form = forms[0]
-    mine = {name: x[name] for name in form.inputs}
-    one = fit(form, mine, y, run=run, resamples=resamples, random_state=random_state)
-    points = points.assign(predicted=one.predict(mine), residual=one.residuals)
-    out = Answer(runs, points, one, level, choice=choice, warnings=[*one.warnings, *said])
-    others = [fit(other, {name: x[name] for name in other.inputs}, y, run=run, resamples=0)
-              for other in rest] if predict else []  # fmt: skip
+        forms = _kept(forms, choice)
+    fits = [fit(form, {name: x[name] for name in form.inputs}, y, run=run, resamples=resamples,
+                random_state=random_state) for form in forms]  # fmt: skip
+    predicted = Average(fits).predict(x)
+    points = points.assign(predicted=predicted, residual=np.log(y / predicted))
+    out = Answer(runs, points, fits, level, choice=choice, warnings=[*fits[0].warnings, *said])
     for place in predict:
-        told = _forecast(out, place)
-        told["other_forms"] = {other.form.name: float(other.predict(told["at"])[0]) for other in others
-                               if set(other.form.inputs) <= set(told["at"])}  # fmt: skip
-        out.forecasts.append(told)
+        out.forecasts.append(_forecast(out, place))
     if optimal_for is not None:
-        out.optimum = _optimum(out, optimal_for)
-    out.backtest = _backtest(form, mine, y, points, level, random_state)
+        out.optima = _optima(out, optimal_for)
+    out.backtest = _backtest(out, x, y, random_state)
     return out
+
+
+def _kept(forms: list[Form], choice: pandas.DataFrame) -> list[Form]:
+    """The forms to average, the preferred one first; the table's column ``chosen`` is set accordingly.
+
+    A form that could not be held out stays where none could: nothing speaks against it.
+    """
+    errors = choice["held_out_error"]
+    preferred = choice.index[choice["chosen"]][0]
+    stay = (errors <= _MARGIN * errors.min()) | errors.isna().all() | (choice.index == preferred)
+    choice["chosen"] = stay
+    return sorted((form for form in forms if stay[form.name]), key=lambda form: form.name != preferred)
 
 
 def _inputs(points: pandas.DataFrame, said: list[str]) -> tuple[str, ...]:
@@ -208,7 +235,9 @@ def _inputs(points: pandas.DataFrame, said: list[str]) -> tuple[str, ...]:
         slope, level = np.polyfit(log_n, log_d, 1)
         if np.std(log_d - slope * log_n - level) < 0.02:
             ratio = np.exp(np.mean(log_d - log_n))
-            told = f"tokens = {ratio:.3g} × params" if abs(slope - 1) < 0.05 else f"tokens ~ params^{slope:.2g}"
+            told = (
+                f"tokens = {ratio:.3g} × params" if abs(slope - 1) < 0.05 else f"tokens ~ params^{slope:.2g}"
+            )
             said.append(
                 f"Parameters and tokens move together ({told}): their parts cannot be told apart, so the law "
                 "is one of compute along that line."
@@ -225,11 +254,12 @@ def _inputs(points: pandas.DataFrame, said: list[str]) -> tuple[str, ...]:
 
 def _forms(law: str, inputs: tuple[str, ...], points: pandas.DataFrame) -> list[Form]:
     """The forms to choose from, each with more points than parameters."""
-    repeated = "unique_tokens" in points and bool((points["tokens"] > 1.05 * points["unique_tokens"]).any()) if (
-        "tokens" in points) else False  # fmt: skip
+    repeated = {"tokens", "unique_tokens"} <= set(points) and bool(
+        (points["tokens"] > 1.05 * points["unique_tokens"]).any()
+    )
     if law == "auto":
         if len(inputs) == 2:
-            names = ["chinchilla", "kaplan", "kaplan-offset", *(["data-constrained"] if repeated else [])]
+            names = ["chinchilla", "kaplan-offset", *(["data-constrained"] if repeated else [])]
         else:
             names = ["power", "power-offset"]
         forms = [_with_input(name, inputs) for name in names]
@@ -286,30 +316,40 @@ def _rungs(form: Form, points: pandas.DataFrame, forms: Sequence[Form]) -> int:
     return count
 
 
-def _backtest(
-    form: Form, x: Mapping[str, Any], y: Any, points: pandas.DataFrame, level: float, random_state: int
-) -> dict[str, Any]:
-    scale = form.inputs[0]
+def _backtest(out: Answer, x: Mapping[str, Any], y: Any, random_state: int) -> dict[str, Any]:
+    """The same laws without the largest sizes, asked for them."""
+    points, forms = out.points, [one.form for one in out.fits]
+    scale = forms[0].inputs[0]
     sizes = np.unique(np.log(x[scale]).round(9))
     if len(sizes) < 3:
         return {"reason": f"only {len(sizes)} values of {scale}: without the largest nothing is left to fit"}
-    count = _rungs(form, points, [form])
-    try:
-        test = backtest(form, x, y, run=points["run"].to_numpy(), hold_out=count, scale=scale, resamples=200,
-                        random_state=random_state)  # fmt: skip
-    except ValueError as error:
-        return {"reason": str(error)}
-    held = np.flatnonzero(test.held_out)
-    interval = test.fit.interval({name: values[held] for name, values in x.items()}, level, "prediction")
-    inside = (interval.low <= test.observed) & (test.observed <= interval.high)
+    count = _rungs(forms[0], points, forms)
+    tests: list[Backtest] = []
+    reason = ""
+    for form in forms:
+        try:
+            mine = {name: x[name] for name in form.inputs}
+            tests.append(backtest(form, mine, y, run=points["run"].to_numpy(), hold_out=count, scale=scale,
+                                  resamples=300, random_state=random_state))  # fmt: skip
+        except ValueError as refusal:
+            reason = str(refusal)
+    if not tests:
+        return {"reason": reason}
+    held = np.flatnonzero(tests[0].held_out)
+    law = Average([test.fit for test in tests])
+    away = {name: values[held] for name, values in x.items()}
+    told = law.interval(away, out.level, "prediction")
+    observed, value = y[held], np.atleast_1d(told.value)
+    low, high = np.atleast_1d(told.low), np.atleast_1d(told.high)
+    error = np.log(value / observed)
     return {
         "scale": scale, "sizes": count, "points": len(held), "from": float(x[scale][held].min()),
-        "error": test.error, "bias": test.bias, "inside": float(inside.mean()), "level": level,
+        "error": float(np.sqrt(np.mean(error**2))), "bias": float(error.mean()), "level": out.level,
+        "inside": float(np.mean((low <= observed) & (observed <= high))),
         "records": [
-            {"run": str(points["run"].iloc[i]), **{name: float(x[name][i]) for name in form.inputs},
-             "observed": float(o), "predicted": float(p), "low": float(low), "high": float(high)}
-            for i, o, p, low, high in zip(
-                held, test.observed, test.predicted, interval.low, interval.high, strict=True)
+            {"run": str(points["run"].iloc[i]), **{name: float(x[name][i]) for name in forms[0].inputs},
+             "observed": float(o), "predicted": float(p), "low": float(bottom), "high": float(top)}
+            for i, o, p, bottom, top in zip(held, observed, value, low, high, strict=True)
         ],
     }  # fmt: skip
 
@@ -317,10 +357,9 @@ def _backtest(
 def _forecast(out: Answer, place: Mapping[str, float]) -> dict[str, Any]:
     given = _place(place)
     x = _at(out, given)
-    one = out.fit
-    mean = one.interval(x, out.level)
-    wide = one.interval(x, out.level, kind="prediction")
-    beyond = {name: float(np.ravel(value)[0]) for name, value in one.extrapolation(x).items()}
+    mean = out.law.interval(x, out.level)
+    wide = out.law.interval(x, out.level, kind="prediction")
+    beyond = {name: float(np.ravel(value)[0]) for name, value in out.fit.extrapolation(x).items()}
     for name, far in beyond.items():
         if abs(far) > 1.5:
             side = "above the largest" if far > 0 else "below the smallest"
@@ -328,7 +367,8 @@ def _forecast(out: Answer, place: Mapping[str, float]) -> dict[str, Any]:
                 f"{name} = {x[name]:.3g} lies {abs(far):.1f} orders of magnitude {side} measured."
             )
     return {"given": given, "at": x, "value": mean.value, "mean": [mean.low, mean.high],
-            "prediction": [wide.low, wide.high], "beyond": beyond}  # fmt: skip
+            "prediction": [wide.low, wide.high], "beyond": beyond,
+            "each": {one.form.name: float(one.predict(x)[0]) for one in out.fits}}  # fmt: skip
 
 
 def _place(place: Mapping[str, float]) -> dict[str, float]:
@@ -353,7 +393,10 @@ def _at(out: Answer, given: dict[str, float]) -> dict[str, float]:
         full["tokens"] = full["flops"] / (6.0 * full["params"])
     elif {"tokens", "flops"} <= set(full) and "params" not in full:
         full["params"] = full["flops"] / (6.0 * full["tokens"])
-    if set(SCALES) <= set(given) and abs(math.log(full["flops"] / (6 * full["params"] * full["tokens"]))) > 0.05:
+    if (
+        set(SCALES) <= set(given)
+        and abs(math.log(full["flops"] / (6 * full["params"] * full["tokens"]))) > 0.05
+    ):
         raise ValueError("params, tokens and flops contradict flops = 6 × params × tokens; give two of them")
     missing = [name for name in inputs if name not in full]
     if missing:
@@ -362,11 +405,13 @@ def _at(out: Answer, given: dict[str, float]) -> dict[str, float]:
         )
     if inputs[0] != "flops":
         for name in given:
-            if name in inputs or name == "flops" and len(inputs) > 1 or name == "unique_tokens":
+            if name in inputs or (name == "flops" and len(inputs) > 1) or name == "unique_tokens":
                 continue
             if name not in points:
-                raise ValueError(f"the runs do not tell their {name}, so a forecast at {name} = {given[name]:.4g} "
-                                 "cannot be made; leave it away")  # fmt: skip
+                raise ValueError(
+                    f"the runs do not tell their {name}, so a forecast at {name} = {given[name]:.4g} cannot "
+                    "be made; leave it away"
+                )
             low, high = points[name].min(), points[name].max()
             if not 0.99 * low <= given[name] <= 1.01 * high:
                 raise ValueError(
@@ -385,19 +430,27 @@ def _at(out: Answer, given: dict[str, float]) -> dict[str, float]:
     return {name: full[name] for name in inputs}
 
 
-def _optimum(out: Answer, flops: float) -> Allocation:
+def _optima(out: Answer, flops: float) -> dict[str, Allocation]:
+    if not (math.isfinite(flops) and flops > 0):
+        raise ValueError(f"the budget must be a positive number of FLOPs, not {flops}")
     inputs = out.fit.form.inputs
     if "params" not in inputs or "tokens" not in inputs:
         raise ValueError(
             f"these runs allow a law of {inputs[0]} only; the best split of a budget needs runs whose "
             "parameters and tokens vary apart"
         )
-    fixed = {}
-    if "unique_tokens" in inputs:
-        fixed["unique_tokens"] = float(out.points["unique_tokens"].max())
-        out.warnings.append(f"The optimum is for {fixed['unique_tokens']:.3g} unique tokens, the runs' most.")
-    best = out.fit.optimal(flops, out.level, **fixed)
-    far = math.log10(best.params / out.points["params"].max()), math.log10(best.tokens / out.points["tokens"].max())
-    if max(far) > 1.5:
-        out.warnings.append(f"The optimum lies {max(far):.1f} orders of magnitude beyond the runs.")
-    return best
+    found = {}
+    for one in out.fits:
+        fixed = {}
+        if "unique_tokens" in one.form.inputs:
+            fixed["unique_tokens"] = float(out.points["unique_tokens"].max())
+            out.warnings.append(
+                f"The optimum is for {fixed['unique_tokens']:.3g} unique tokens, the runs' most."
+            )
+        found[one.form.name] = best = one.optimal(flops, out.level, **fixed)
+        far = max(math.log10(getattr(best, name) / out.points[name].max()) for name in ("params", "tokens"))
+        if far > 1.5:
+            out.warnings.append(
+                f"The optimum by {one.form.name} lies {far:.1f} orders of magnitude beyond the runs."
+            )
+    return found

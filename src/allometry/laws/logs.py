@@ -450,7 +450,8 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     loader = need("tensorboard.backend.event_processing.event_file_loader", extra="logs", purpose=purpose)
     tensors = need("tensorboard.util.tensor_util", extra="logs", purpose=purpose)
     files = sorted(p for p in path.iterdir() if "tfevents" in p.name) if path.is_dir() else [path]
-    row, step, record = 0, None, {}
+    row, step = 0, None
+    record: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for file in files:
         for event in loader.EventFileLoader(str(file)).Load():

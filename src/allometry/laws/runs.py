@@ -213,8 +213,8 @@ class _Reader:
             self.used.setdefault(quantity, {})[str(choice)] = None
 
     def _pass(self, source: Source, file: str, attempt: int) -> tuple[int, dict[str, Choice], bool]:
-        usable, choices, more = 0, {}, False
-        first = True
+        usable, more, first = 0, False, True
+        choices: dict[str, Choice] = {}
         self.files.append(file)
 
         def reject(row: int, reason: str, example: str) -> None:
@@ -283,7 +283,9 @@ class _Reader:
             frame["loss"], state["loss"] = math.nan, np.full(count, BLANK, dtype=np.int8)
         is_log = "step" in choices
         base = self._labels(part, choices, "run", count)
-        base = np.where(base == "", source.run, base) if base is not None else np.full(count, source.run, object)
+        base = (
+            np.where(base == "", source.run, base) if base is not None else np.full(count, source.run, object)
+        )
         self._give(frame, base, state)
 
         out = np.zeros(count, dtype=bool)
@@ -301,7 +303,9 @@ class _Reader:
                 continue
             leave(state[quantity] == UNCLEAR,
                   f"{quantity}: a comma or point that may be a decimal or a thousand", quantity)  # fmt: skip
-            leave(~np.isin(state[quantity], (GOOD, BLANK, NOT_FINITE)), f"{quantity} is not a number", quantity)
+            leave(
+                ~np.isin(state[quantity], (GOOD, BLANK, NOT_FINITE)), f"{quantity} is not a number", quantity
+            )
             if quantity != "loss":
                 leave(state[quantity] == NOT_FINITE, f"{quantity} is not finite", quantity)
             if quantity != "step":
@@ -318,7 +322,9 @@ class _Reader:
                           int(endless.sum()))  # fmt: skip
         blank = (state["loss"] == BLANK) & ~out
         if blank.any():
-            reason = "no loss in this row (its other numbers are used by step)" if is_log else "loss is missing"
+            reason = (
+                "no loss in this row (its other numbers are used by step)" if is_log else "loss is missing"
+            )
             self.lost.add(file, int(rows[np.argmax(blank)]), reason, "", int(blank.sum()))
         frame.loc[endless | blank, "loss"] = math.nan
         frame["event"] = np.where(endless, 2.0, np.where(blank, math.nan, 1.0))
@@ -375,7 +381,9 @@ class _Reader:
         if is_log:  # a setting that is logged once holds for its run
             key["params"] = key.groupby("base", sort=False)["params"].transform(lambda s: s.ffill().bfill())
             told = key["seed"].where(key["seed"] != "")
-            key["seed"] = told.groupby(key["base"], sort=False).transform(lambda s: s.ffill().bfill()).fillna("")
+            key["seed"] = (
+                told.groupby(key["base"], sort=False).transform(lambda s: s.ffill().bfill()).fillna("")
+            )
             known = key["base"].map(lambda name: self.settings.get(name, (math.nan, "")))
             key["params"] = key["params"].fillna(known.str[0].astype(float))
             key["seed"] = key["seed"].where(key["seed"] != "", known.str[1])
@@ -424,7 +432,9 @@ class _Reader:
                 for number_, mine in whole[results].groupby("file"):
                     self.lost.add(self.files[int(number_)], int(mine["row"].iloc[0]),
                                   "more rows than are kept in memory", "", len(mine))  # fmt: skip
-                self.notes["Long runs were thinned while reading; their last and least losses are kept."] = None
+                self.notes["Long runs were thinned while reading; their last and least losses are kept."] = (
+                    None
+                )
                 whole = whole[~drop].reset_index(drop=True)
             elif self.of_a_run > 4:
                 self.of_a_run //= 2
@@ -441,7 +451,9 @@ class _Reader:
             if name in table:
                 table[name] = table[name].astype(object if name == "seed" else float)
         log = np.array(self.log)[table["run"].to_numpy()]
-        table = table.sort_values(["run", "step", "order"] if "step" in table else ["run", "order"], kind="stable")
+        table = table.sort_values(
+            ["run", "step", "order"] if "step" in table else ["run", "order"], kind="stable"
+        )
         log = np.array(self.log)[table["run"].to_numpy()]
         if log.any():
             import pandas
@@ -472,7 +484,9 @@ class _Reader:
             return
         names = list(self.seen)
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        missing = [name for name in self.wanted.values() if not any(normalise(n) == normalise(name) for n in names)]
+        missing = [
+            name for name in self.wanted.values() if not any(normalise(n) == normalise(name) for n in names)
+        ]
         if missing and names:
             raise ValueError(f"no file has a column {missing[0]!r}; the columns found are: {shown}")
         if "loss" not in self.used and names:
@@ -545,8 +559,8 @@ class _Reader:
             if name in table:
                 lacking = table[name].isna()
                 for number_, mine in table[lacking].groupby("file"):
-                    self.lost.add(self.files[int(number_)], int(mine["row"].iloc[0]), f"{name} is missing", "",
-                                  len(mine))  # fmt: skip
+                    first = int(mine["row"].iloc[0])
+                    self.lost.add(self.files[int(number_)], first, f"{name} is missing", "", len(mine))
                 table = table[~lacking]
         return table.reset_index(drop=True)
 
@@ -588,8 +602,12 @@ class _Reader:
             rest = {name: None for name in rest if name not in taken}
             if not rest or not taken:
                 continue
-            shown = ", ".join(map(repr, list(rest)[:4])) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")
-            self.notes[f"{quantity} is {taken[0]!r}; it might also be {shown} (--columns {quantity}=NAME)."] = None
+            shown = ", ".join(map(repr, list(rest)[:4])) + (
+                f" and {len(rest) - 4} more" if len(rest) > 4 else ""
+            )
+            self.notes[
+                f"{quantity} is {taken[0]!r}; it might also be {shown} (--columns {quantity}=NAME)."
+            ] = None
         losses = list(self.used.get("loss", {}))
         if len(losses) > 1:
             self.notes[
@@ -664,4 +682,3 @@ def _proportional(out: Any, name: str) -> Any:
             value[beyond] = y_known[-1] * x[beyond] / x_known[-1]
         filled[places] = np.where(known, y, value)
     return filled
-
