@@ -14,6 +14,7 @@ import typer
 from allometry import __version__
 from allometry.cli import fit as fit_commands
 from allometry.cli import forecast as forecast_commands
+from allometry.cli import plan as plan_commands
 
 app = typer.Typer(
     name="allometry",
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("forecast")(forecast_commands.forecast)
 app.command("fit")(fit_commands.fit)
+app.command("plan")(plan_commands.plan)
 
 
 def _version(asked: bool) -> None:

@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import Any
 
 _PUBLIC = {
+    "ACCELERATORS": "accelerators",
+    "BudgetPlan": "budget",
     "Check": "check",
     "Forecast": "forecast",
     "ForecastError": "forecast",
@@ -17,6 +19,7 @@ _PUBLIC = {
     "Replays": "replays",
     "interval_score": "check",
     "naive_forecasts": "check",
+    "plan_budget": "budget",
     "replay": "replays",
 }
 

@@ -220,7 +220,7 @@ _LAWS = (
             "E": float(np.exp(0.6254804)), "A": float(np.exp(6.255414)), "B": float(np.exp(7.3049974)),
             "alpha": 0.3526596, "beta": 0.3526596, "R_N": 5.309743, "R_D": 15.387756,
         },
-        "Muennighoff et al.", 2023, "2305.16264", "equation 17, appendix A", _ALL,
+        "Muennighoff et al.", 2023, "2305.16264", "equation 17, appendix A", "model parameters",
         {"params": (7e6, 9e9), "tokens": (100e6, 900e9)},
         "Fitted to 182 runs on C4 of 1 to 500 epochs; repetition only ever helps less, it never hurts.",
     ),
