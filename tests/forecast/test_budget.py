@@ -183,13 +183,16 @@ def test_a_fitted_law_is_read_from_what_the_commands_write(fitted, tmp_path, key
 def test_an_average_of_laws_is_split_by_the_first_and_foretold_by_all(fitted):
     both = laws.Average(fitted)
     plan = buy(1e21, law=both)
-    assert plan.law == "chinchilla and kaplan-offset"
+    assert plan.law == "average of chinchilla and kaplan-offset"
     assert plan.params == pytest.approx(fitted[0].optimal(1e21).params)
     here = {"params": plan.params, "tokens": plan.tokens}
     assert plan.loss == pytest.approx(float(both.predict(here)[0]))
     assert plan.loss_range[0] < plan.loss < plan.loss_range[1]
     assert any("kaplan-offset would take" in note for note in plan.notes)
-    assert buy(1e21, law=both, unique_tokens=1e9).epochs > 1
+    scarce = buy(1e21, law=both, unique_tokens=1e9)
+    assert scarce.epochs > 1
+    assert scarce.loss == buy(1e21, law=fitted[0], unique_tokens=1e9).loss
+    assert any("Only the chinchilla law" in note for note in scarce.notes)
 
 
 # --- what must hold ----------------------------------------------------------------------------------------

@@ -196,7 +196,9 @@ def plan_budget(
     chosen, label, source = load_law(law)
     notes: list[str] = []
     if unique_tokens is not None:
-        chosen = counting_repetition(chosen, notes)
+        able = counting_repetition(chosen, notes)
+        label = label if len(able) == len(chosen) else "the part of the average that counts repetition"
+        chosen = able
     fixed: dict[str, float] = {}
     if "unique_tokens" in chosen[0].form.inputs:
         # without a limit there are more tokens than the whole budget could train one parameter on
@@ -328,7 +330,7 @@ def _facts(plan: BudgetPlan) -> list[tuple[str, str]]:
             ("serving", f"{quantity(plan.tokens_served)} tokens, {plan.serving_flops:.3g} FLOPs{saved}")
         )
     money = "" if plan.cost is None else f", {plan.cost:,.2f} at {plan.price:g} an hour"
-    facts.append(("GPU hours", f"{plan.gpu_hours:,.0f}{money}"))
+    facts.append(("GPU hours", f"{plan.gpu_hours:,.{0 if plan.gpu_hours >= 100 else 2}f}{money}"))
     return facts
 
 

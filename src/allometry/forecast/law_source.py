@@ -67,9 +67,10 @@ def load_law(law: str | Path | Law | Average) -> tuple[list[Law], str, str]:
                 "tokens"
             )
     names = " and ".join(one.form.name for one in found)
+    label = names if len(found) == 1 else f"average of {names}"
     points = max(len(one.log_y) for one in found if isinstance(one, Fit))
-    told = f"fitted to {points} points" + (", averaged" if len(found) > 1 else "")
-    return list(found), names, f"{told}, {source}" if source else told
+    told = f"fitted to {points} points"
+    return list(found), label, f"{told}, {source}" if source else told
 
 
 def read_fits(path: Path) -> list[Fit]:
