@@ -190,7 +190,7 @@ _LAWS = (
         "chinchilla-replicated",
         "chinchilla",
         {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
-        "Besiroglu et al.", 2024, "2404.10102", "table 1", _ALL,
+        "Besiroglu et al.", 2024, "2404.10102", "refit of approach 3", _ALL,
         {"params": (57.3e6, 16.2e9), "tokens": (0.82e9, 318e9)},
         "Refitted to 240 runs read off a figure of Hoffmann et al., 2022: one pass over MassiveText, cosine "
         "schedules.",
