@@ -188,12 +188,13 @@ def forecast(
     """
     from allometry.extras import need
     from allometry.forecast.ladder import read_corpus
-    from allometry.forecast.plan import make_plan, request_of
+    from allometry.forecast.plan import make_plan, request_of, resolve_device
     from allometry.study.execute import execute
     from allometry.study.store import Store
 
     need("torch", extra="train", purpose="training a ladder")
     _refuse(plan, target, tokens, seeds)
+    resolve_device(device)  # a device that is not here is refused before anything is read
     say = tell or (lambda sentence: None)
     workers = workers or max(
         1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
