@@ -167,7 +167,11 @@ def parts(source: Source, reject: Reject) -> Iterator[Part]:
         elif start[:1] == "{" and not name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
             yield from _records(_lines(path, reject))
         else:
-            yield from _table(path, reject)
+            settings = _yaml(path.parent) if name == "metrics.csv" else {}
+            for part in _table(path, reject):
+                for key, value in settings.items():
+                    part.columns.setdefault(key, [value] * len(part.rows))
+                yield part
 
 
 def _open(path: Path) -> IO[str]:
@@ -372,7 +376,7 @@ def _rows(file: IO[str], path: Path, reject: Reject) -> Iterator[Part]:
                 continue
             reject(line, f"{len(row)} cells where the header has {width}", delimiter.join(row)[:40])
             continue
-        if width > 1 and not any(row):
+        if width > 1 and not row[0] and not any(row):
             continue
         rows.append(row)
         numbers.append(line)

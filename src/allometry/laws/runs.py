@@ -191,7 +191,7 @@ class _Reader:
         self.files: list[str] = []
         self.keys: dict[tuple[Any, ...], int] = {}  # (base, params, seed, learning rate) -> number of the run
         self.log: list[bool] = []
-        self.settings: dict[str, tuple[float, str]] = {}  # of logs: parameters and seed last seen
+        self.settings: dict[tuple[str, str], Any] = {}  # of logs: parameters and seed last seen
         self.kept: Any = None
         self.of_a_run = _OF_A_RUN
         self.order = 0
@@ -236,6 +236,7 @@ class _Reader:
             raise
         except ValueError as error:  # the file as a whole; others may do
             self.lost.add(file, None, " ".join(str(error).split()))
+            first = False
         if first:
             self.lost.add(file, None, "no records")
         return usable, choices, more
@@ -375,27 +376,28 @@ class _Reader:
         import pandas
 
         split = not named or is_log
-        size = frame["params"] if "params" in frame and split else pandas.Series(math.nan, index=frame.index)
-        seed = frame["seed"] if split else pandas.Series("", index=frame.index)
-        key = pandas.DataFrame({"base": base, "params": size, "seed": seed, "rate": "" if named else rate})
+        count = len(frame)
+        size = frame["params"] if "params" in frame and split else pandas.Series(np.full(count, math.nan))
+        seed = frame["seed"] if split else pandas.Series(np.full(count, "", dtype=object))
+        owner, owners = pandas.factorize(base)
+        # a file's name is no name that a run column could hold
+        bases = [str(name) if named else f"{name}\0" for name in owners]
         if is_log:  # a setting that is logged once holds for its run
-            key["params"] = key.groupby("base", sort=False)["params"].transform(lambda s: s.ffill().bfill())
-            told = key["seed"].where(key["seed"] != "")
-            key["seed"] = (
-                told.groupby(key["base"], sort=False).transform(lambda s: s.ffill().bfill()).fillna("")
-            )
-            known = key["base"].map(lambda name: self.settings.get(name, (math.nan, "")))
-            key["params"] = key["params"].fillna(known.str[0].astype(float))
-            key["seed"] = key["seed"].where(key["seed"] != "", known.str[1])
-            ends = key.groupby("base", sort=False).tail(1)
-            for name, params, seed in zip(ends["base"], ends["params"], ends["seed"], strict=True):
-                self.settings[name] = params, seed
-        key["params"] = key["params"].fillna(-1.0)
-        if not named:
-            key["base"] = key["base"] + "\0"  # a file's name is no name that a run column could hold
-        codes, uniques = pandas.MultiIndex.from_frame(key[keep]).factorize()
-        ids = np.empty(len(uniques), dtype=np.int64)
-        for i, unique in enumerate(uniques):
+            size = self._hold(size, size.isna(), owner, bases, "params", math.nan)
+            seed = self._hold(seed, seed == "", owner, bases, "seed", "")
+        size_code, sizes = pandas.factorize(size.fillna(-1.0))
+        seed_code, seeds = pandas.factorize(seed)
+        rates = np.full(count, "", dtype=object) if named or isinstance(rate, str) else rate
+        rate_code, rates = pandas.factorize(rates)
+        code = owner.astype(np.int64)
+        for more in (size_code, seed_code, rate_code):
+            code = pandas.factorize(code * (int(more.max()) + 1) + more)[0].astype(np.int64)
+        code, places = pandas.factorize(code[np.asarray(keep)])[0], np.flatnonzero(keep)
+        first = places[np.unique(code, return_index=True)[1]]
+        ids = np.empty(len(first), dtype=np.int64)
+        for i, place in enumerate(first):
+            unique = (bases[owner[place]], float(sizes[size_code[place]]), str(seeds[seed_code[place]]),
+                      str(rates[rate_code[place]]))  # fmt: skip
             if unique not in self.keys:
                 if len(self.keys) >= _RUNS:
                     raise _Refused(
@@ -405,9 +407,25 @@ class _Reader:
                 self.keys[unique] = len(self.log)
                 self.log.append(is_log)
             ids[i] = self.keys[unique]
-        out = np.full(len(frame), -1, dtype=np.int64)
-        out[np.asarray(keep)] = ids[codes]
+        out = np.full(count, -1, dtype=np.int64)
+        out[places] = ids[code]
         return out
+
+    def _hold(self, values: Any, blank: Any, owner: Any, bases: list[str], name: str, none: Any) -> Any:
+        """Fill a run's blank settings from its own rows, or from what its earlier pieces said."""
+        if blank.any() and not blank.all():
+            told = values.where(~blank).groupby(owner)
+            values = told.ffill().fillna(told.bfill())
+            blank = values.isna()
+        before = [self.settings.get((base, name), none) for base in bases]
+        if blank.any():
+            values = values.where(~blank, np.array(before, dtype=object)[owner])
+            if name == "params":
+                values = values.astype(float)
+        ends = dict(zip(owner.tolist(), values.tolist(), strict=True))  # the last of each run
+        for code, value in ends.items():
+            self.settings[bases[code], name] = value
+        return values
 
     def _keep(self, frame: Any, file: str) -> None:
         """Add rows to what is kept; drop the same row twice; thin where there is too much."""
