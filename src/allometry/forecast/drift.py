@@ -86,7 +86,11 @@ def rate_losses(
 
 
 def best_rates(losses: pd.DataFrame) -> pd.DataFrame:
-    """The best rate at each width and horizon, its interval, and what the ladder's own rate costs there."""
+    """The best rate at each width and horizon, its 95 % interval, and what the ladder's own rate costs there.
+
+    ``best_loss`` is the lowest mean on the grid, and ``cost_nats`` what the grid's rate nearest to the ladder's
+    loses against it.
+    """
     import numpy as np
     import pandas as pd
 
@@ -101,8 +105,8 @@ def best_rates(losses: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "width": width, "tokens": tokens, "best_rate": best.rate, "low": best.low, "high": best.high,
-                "best_loss": best.loss, "loss_at_ladder_rate": mean[nearest],
-                "cost_nats": mean[nearest] - best.loss,
+                "best_loss": mean.min(), "loss_at_ladder_rate": mean[nearest],
+                "cost_nats": mean[nearest] - mean.min(),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -112,6 +116,7 @@ def draw(losses: pd.DataFrame, best: pd.DataFrame, stem: Path) -> None:
     """Loss against rate at each horizon, and the best rate against the horizon."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -124,7 +129,10 @@ def draw(losses: pd.DataFrame, best: pd.DataFrame, stem: Path) -> None:
         mean = curve.groupby("learning_rate")["loss"].mean()
         left.plot(mean.index, mean, "o-", color=color, label=f"{tokens / 1e6:.2g} million tokens")
     left.set(xscale="log", xlabel="peak learning rate", ylabel="loss, nats a token", title=f"width {width}")
-    left.legend(frameon=False, fontsize=8)
+    rates = sorted(losses["learning_rate"].unique())
+    left.set_xticks(rates, labels=[f"{rate:g}" for rate in rates])
+    left.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.98))
+    left.margins(y=0.3)
     for width in widths:
         line = best[best["width"] == width]
         finite = line[(line["low"] > 0) & (line["high"] < math.inf)]
@@ -140,6 +148,10 @@ def draw(losses: pd.DataFrame, best: pd.DataFrame, stem: Path) -> None:
         ylabel="best peak rate",
         title="the ladder's rate is dashed",
     )
+    right.set_xticks(horizons, labels=[f"{tokens / 1e6:.2g} M" for tokens in horizons])
+    right.set_yticks(rates, labels=[f"{rate:g}" for rate in rates])
+    for axis in (left.xaxis, right.xaxis, right.yaxis):
+        axis.set_minor_locator(NullLocator())
     right.legend(frameon=False, fontsize=8)
     for kind in ("png", "svg"):
         figure.savefig(stem.with_suffix(f".{kind}"), dpi=150)
