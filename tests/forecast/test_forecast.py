@@ -54,7 +54,7 @@ def test_measured_loss_and_records_are_in_the_store(tiny):
         (loss,) = database.records(told)["loss"]
         plan = database.plan(result.digest)
     assert loss == result.check.measured
-    assert len(result.runs) == 3 * 2 * 3  # widths, seeds, horizons
+    assert len(result.runs) == 3 * 3 * 3  # widths, seeds, horizons
     assert plan.content["smallest_tokens"] == min(PLANS["tiny"].tokens)
     assert plan.content["corpus"]["digest"]
 
@@ -65,7 +65,7 @@ def test_everything_promised_is_written(tiny):
     assert {"report.html", "forecast.png", "forecast.svg", "runs.csv", "law.json"} <= names
     page = (folder / "report" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert len(pd.read_csv(folder / "report" / "runs.csv")) == 18
+    assert len(pd.read_csv(folder / "report" / "runs.csv")) == 27
 
 
 def test_a_first_forecast_comes_before_the_last_run(tiny):

@@ -88,3 +88,18 @@ def test_coverage_whichever_form_is_true():
         ]
         inside = [at in laws.Average(pair).interval(TARGET) for pair in zip(*forms, strict=True)]
         assert np.mean(inside) >= 0.85
+
+
+def test_noise_that_is_known_sets_the_width(fits):
+    losses = np.exp(fits[0].log_y)
+    known = laws.Noise(between=0.004, within=0.002, degrees=1e6, runs=8)
+    twice = laws.Noise(between=0.008, within=0.004, degrees=1e6, runs=8)
+    one, two = (
+        laws.fit("kaplan-offset", COLUMNS, losses, run=RUN, noise=noise, loss="squared", resamples=2000)
+        for noise in (known, twice)
+    )
+    assert (one.noise.between, one.noise.within) == pytest.approx((0.004, 0.002), rel=1e-12)
+    assert one.params == two.params  # noise moves intervals, not the law
+    inside = {"params": 4e4, "tokens": 1.2e6}  # where the law is nearly linear in its parameters
+    widths = [np.log(fit.interval(inside).high / fit.interval(inside).low) for fit in (one, two)]
+    assert widths[1] / widths[0] == pytest.approx(2.0, rel=0.1)

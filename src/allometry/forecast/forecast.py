@@ -131,7 +131,7 @@ def forecast(
     target: float = 8.0,
     tokens: float | None = None,
     check: bool = True,
-    seeds: int = 2,
+    seeds: int = 3,
     seed: int = 0,
     device: str = "auto",
     store: str | Path | None = None,
@@ -307,10 +307,10 @@ def predicted(store: Store, plan: Plan) -> Forecast:
         )
     x, y, run = used[["params", "tokens"]], used["loss"].to_numpy(), used["run"].to_numpy()
     rule = content["law"]
-    settings = {"run": run, "loss": rule["loss"], "delta": rule["delta"]}
+    settings = {"run": run, "loss": rule["loss"]}
     choice = laws.compare_forms(rule["candidates"], x, y, **settings)
     forms = choose_forms(choice, rule)
-    law = laws.Average([laws.fit(form, x, y, random_state=0, **settings) for form in forms])
+    law = average_of(forms, x, y, settings)
     fit = law.fits[0]
     told = store.find_plan("forecast/target", {"plan": plan.digest})
     if told is None:
@@ -351,6 +351,15 @@ def predicted(store: Store, plan: Plan) -> Forecast:
     )  # fmt: skip
 
 
+def average_of(forms: Sequence[str], x: Any, y: Any, settings: Mapping[str, Any]) -> Average:
+    """The average of the laws, all with the noise of the one that leaves least."""
+    from allometry import laws
+
+    bare = [laws.fit(form, x, y, resamples=0, **settings) for form in forms]
+    noise = min((fit.noise for fit in bare), key=lambda noise: noise.total)
+    return laws.Average([laws.fit(form, x, y, noise=noise, **settings) for form in forms])
+
+
 def choose_forms(choice: pd.DataFrame, rule: Mapping[str, Any]) -> list[str]:
     """The plan's candidates, less those whose held-out error is over ``margin`` times the least.
 
@@ -379,7 +388,7 @@ def _backtest(
     if used.loc[kept, "width"].nunique() < 2 or kept.sum() <= max(len(laws.get_form(f).names) for f in forms):
         return {}
     rest = {**settings, "run": settings["run"][kept]}
-    law = laws.Average([laws.fit(form, x[kept], y[kept], **rest) for form in forms])
+    law = average_of(forms, x[kept], y[kept], rest)
     asked = used[(used["width"] == largest) & (used["tokens"] == longest)]
     at = {"params": [asked["params"].iloc[0]], "tokens": [longest]}
     value, low, high = (float(_first(part)) for part in law.interval(at, level=LEVEL, kind="prediction"))
@@ -483,7 +492,7 @@ class _Live:
         try:
             fit = laws.fit(
                 content["law"]["candidates"][0], done[["params", "tokens"]], done["loss"].to_numpy(),
-                run=done["run"].to_numpy(), resamples=200,
+                run=done["run"].to_numpy(), loss=content["law"]["loss"], resamples=200,
             )  # fmt: skip
             goal, _ = choose_target(fit, content, ladder)
             at = {"params": [goal["params"]], "tokens": [goal["tokens"]]}

@@ -289,6 +289,7 @@ def fit(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     resamples: int = 1000,
     resampling: str = "auto",
+    noise: Noise | None = None,
     random_state: int = 0,
 ) -> Any:
     """Fit a law to measured losses.
@@ -320,6 +321,9 @@ def fit(
         Number of refits behind the intervals (0 for none).
     resampling : {"auto", "pairs", "noise"}
         See `allometry.laws.uncertainty`.
+    noise : Noise, optional
+        Noise that is known, such as that of a law that fits better: a law that fits worse takes its own
+        misfit for noise. By default it is estimated from this law's residuals.
     random_state : int
         Seed of the resampling; the same seed gives the same numbers.
 
@@ -393,17 +397,20 @@ def fit(
         jacobian[..., informative],
         np.unique(labels[informative], return_inverse=True)[1],
     )
+    if noise is not None:
+        between, within = (np.full(curves, value**2) for value in (noise.between, noise.within))
+        degrees = np.full(curves, noise.degrees)
     drawn = redraw(problem, best.theta, labels, resamples, chosen, between, within, degrees, random_state)
     fits = []
     for c in range(curves):
-        noise = Noise(float(np.sqrt(between[c])), float(np.sqrt(within[c])), float(degrees[c]), runs)
+        found = Noise(float(np.sqrt(between[c])), float(np.sqrt(within[c])), float(degrees[c]), runs)
         one = Fit(
             form=law,
             theta=matrix @ best.theta[c] + offset,
             objective=float(best.objective[c] * scaled),
             optima=[],
             theta_draws=drawn[c] @ matrix.T + offset,
-            noise=noise,
+            noise=found,
             log_x=features,
             log_y=log_y[c],
             run=labels,
