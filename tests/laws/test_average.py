@@ -1,4 +1,4 @@
-"""Averages of forms: what they are of one form, of two, and whether they keep their promise of the wrong form."""
+"""Averages of forms: what they are of one form and of two, and whether their intervals hold."""
 
 import numpy as np
 import pytest
@@ -24,9 +24,7 @@ def noisy(loss, generator, simulations):
 
 @pytest.fixture(scope="module")
 def fits():
-    losses = noisy(
-        chinchilla(**{"n": COLUMNS["params"], "d": COLUMNS["tokens"]}), np.random.default_rng(0), 1
-    )[0]
+    losses = noisy(chinchilla(COLUMNS["params"], COLUMNS["tokens"]), np.random.default_rng(0), 1)[0]
     return [
         laws.fit(form, COLUMNS, losses, run=RUN, resamples=300) for form in ("kaplan-offset", "chinchilla")
     ]

@@ -43,7 +43,7 @@ def forecast(
         float | None, typer.Option(help="The target's tokens; the fitted optimum by default.")
     ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not train the target.")] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds a size.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Seeds a size.")] = 3,
     seed: Annotated[int, typer.Option(help="Which family of seeds.")] = 0,
     replays: Annotated[
         int, typer.Option(help="Repeat the whole job so often, all seeds different, and judge it.")
