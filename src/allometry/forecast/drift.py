@@ -88,8 +88,8 @@ def rate_losses(
 def best_rates(losses: pd.DataFrame) -> pd.DataFrame:
     """The best rate at each width and horizon, its interval, and the cost of the ladder's own rate.
 
-    ``best_loss`` is the lowest mean on the grid, and ``cost_nats`` what the grid's rate nearest to the ladder's
-    loses against it.
+    ``best_loss`` is the lowest mean on the grid, and ``cost_nats`` what the grid's rate nearest to the
+    ladder's loses against it.
     """
     import numpy as np
     import pandas as pd
