@@ -49,7 +49,7 @@ def test_average_lies_between_and_does_not_care_for_order(fits):
 
 
 def test_interval_spans_the_disagreement(fits):
-    # each form's own middle half lies inside the pooled 90 %: a quarter of all draws lies beyond either quartile
+    # each form's own middle half lies inside the pooled 90 %: an eighth of all draws lies beyond a quartile
     pooled = laws.Average(fits).interval(TARGET, level=0.9)
     for fit in fits:
         own = fit.interval(TARGET, level=0.5)

@@ -267,7 +267,8 @@ def _figure(told: Answer) -> Any:
             color: Any = line.get_color()
             line.set_color(to_hex(color))
         for band in axes.collections:
-            band.set_facecolor(to_hex(band.get_facecolor()[0]))
+            filled: Any = band.get_facecolor()
+            band.set_facecolor(to_hex(filled[0]))
         if axes.get_legend() is not None:
             axes.legend()
         axes.set_title(f"{told.fit.form.name}: law and {100 * told.level:g} % interval, records as points")

@@ -171,6 +171,21 @@ def answer(
     """
     if not (math.isfinite(level) and 0 < level < 1):
         raise ValueError(f"level must lie between 0 and 1, not {level}")
+    # Trial points of a fit to odd data may overflow and are dropped by the solver; what comes out is checked.
+    with np.errstate(all="ignore"):
+        return _answer(runs, law, predict, optimal_for, pick, level, resamples, random_state)
+
+
+def _answer(
+    runs: Runs,
+    law: str,
+    predict: Sequence[Mapping[str, float]],
+    optimal_for: float | None,
+    pick: str,
+    level: float,
+    resamples: int,
+    random_state: int,
+) -> Answer:
     points = runs.final(pick)
     said = list(runs.notes)
     if pick == "all" and runs.logs:
@@ -255,7 +270,7 @@ def _inputs(points: pandas.DataFrame, said: list[str]) -> tuple[str, ...]:
 def _forms(law: str, inputs: tuple[str, ...], points: pandas.DataFrame) -> list[Form]:
     """The forms to choose from, each with more points than parameters."""
     repeated = {"tokens", "unique_tokens"} <= set(points) and bool(
-        (points["tokens"] > 1.05 * points["unique_tokens"]).any()
+        points["unique_tokens"].notna().all() and (points["tokens"] > 1.05 * points["unique_tokens"]).any()
     )
     if law == "auto":
         if len(inputs) == 2:
@@ -359,6 +374,11 @@ def _forecast(out: Answer, place: Mapping[str, float]) -> dict[str, Any]:
     x = _at(out, given)
     mean = out.law.interval(x, out.level)
     wide = out.law.interval(x, out.level, kind="prediction")
+    if not all(map(math.isfinite, (mean.value, mean.low, mean.high, wide.low, wide.high))):
+        raise ValueError(
+            f"the runs do not determine the loss at {', '.join(f'{n} = {v:.4g}' for n, v in x.items())}: "
+            "the law has no finite interval there"
+        )
     beyond = {name: float(np.ravel(value)[0]) for name, value in out.fit.extrapolation(x).items()}
     for name, far in beyond.items():
         if abs(far) > 1.5:

@@ -11,8 +11,8 @@ was derived from what, and every row that was left out, with its reason.
 - *Sparse logs* (validation now and then, tokens in other rows) are brought together by step; tokens and flops
   between and beyond their records go in proportion to steps.
 - *One of N, D, C* that is missing follows from C = 6 N D (Kaplan et al., 2020, arXiv:2001.08361).
-- *Bounded memory.*  Files are read in pieces.  Of a log at most 512 records a run are kept, fewer where runs
-  are many: every second one is dropped as it grows, never the last, nor the least loss so far.
+- *Bounded memory.*  Files are read in pieces, and 300,000 records are held.  Where there are more, runs with
+  over 512 (fewer, where runs are many) lose every second one, never the last nor the one of least loss.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ _NUMBERS = (*SCALES, "unique_tokens", "loss", "learning_rate", "step", "tokens_p
 _RECORDS = 300_000  # kept while reading
 _OF_A_RUN = 512
 _RUNS = 100_000
+_PLAUSIBLE = {"loss": (1e-9, 1e9)}  # beyond these a number is a slip, and squares of it overflow
+_SIZES = (1e-9, 1e36)
 _RISE = 1.5  # a run that ends so many times above its own least loss has diverged
 
 
@@ -312,10 +314,16 @@ class _Reader:
             if quantity != "step":
                 leave((state[quantity] == GOOD) & ~(frame[quantity].to_numpy() > 0),
                       f"{quantity} is not positive", quantity)  # fmt: skip
+        for quantity in (*SCALES, "unique_tokens", "loss"):
+            if quantity in state:
+                low, high = _PLAUSIBLE.get(quantity, _SIZES)
+                value = frame[quantity].to_numpy()
+                told = f"{quantity} is not between {low:g} and {high:g}"
+                leave((state[quantity] == GOOD) & ~((value >= low) & (value <= high)), told, quantity)
         diverged = self._labels(part, choices, "diverged", count)
         if diverged is not None:
-            told = np.isin(np.char.lower(diverged.astype(str)), ("true", "1", "1.0", "yes", "diverged"))
-            leave(told, "the run is marked as diverged", None)
+            marked = np.isin(np.char.lower(diverged.astype(str)), ("true", "1", "1.0", "yes", "diverged"))
+            leave(marked, "the run is marked as diverged", None)
         endless = (state["loss"] == NOT_FINITE) & ~out
         if endless.any():
             first = int(np.argmax(endless))
