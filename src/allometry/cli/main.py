@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from allometry import __version__
+from allometry.cli import doctor as doctor_commands
 from allometry.cli import fit as fit_commands
 from allometry.cli import forecast as forecast_commands
 from allometry.cli import plan as plan_commands
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("forecast")(forecast_commands.forecast)
 app.command("fit")(fit_commands.fit)
 app.command("plan")(plan_commands.plan)
+app.command("doctor")(doctor_commands.doctor)
 
 
 def _version(asked: bool) -> None:
