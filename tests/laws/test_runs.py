@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from allometry import laws
-from allometry.laws import columns, logs, runs
+from allometry.laws import columns, holding, pieces, trackers
 
 SIZES, STEPS, BATCH = (1e6, 4e6, 1.6e7), (100, 200, 400), 4096
 
@@ -200,9 +200,9 @@ def test_frames_of_any_length_come_back_whole(tmp_path):
     messages = [bytes([i % 251]) * n for i, n in enumerate((1, 32750, 5, 32761, 100_000, 3, 65_522, 7))]
     path = tmp_path / "run.wandb"
     path.write_bytes(leveldb(messages))
-    assert list(logs._frames(path)) == messages
+    assert list(trackers.frames(path)) == messages
     path.write_bytes(leveldb(messages)[:-3])  # cut short by a crash
-    assert list(logs._frames(path)) == messages[:-1]
+    assert list(trackers.frames(path)) == messages[:-1]
 
 
 def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeypatch):
@@ -390,8 +390,8 @@ def long_log(path, rows):
 
 
 def test_memory_does_not_grow_with_the_file_and_the_ends_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_RECORDS", 1_500)
-    monkeypatch.setattr(logs, "_CELLS", 8_000)
+    monkeypatch.setattr(holding, "RECORDS", 1_500)
+    monkeypatch.setattr(pieces, "CELLS", 8_000)
     peaks = []
     for rows in (9_000, 27_000):
         long_log(tmp_path / "long.csv", rows)
@@ -407,7 +407,7 @@ def test_memory_does_not_grow_with_the_file_and_the_ends_are_kept(tmp_path, monk
 
 
 def test_too_many_runs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_RUNS", 50)
+    monkeypatch.setattr(holding, "RUNS", 50)
     (tmp_path / "t.csv").write_text("run,N,loss\n" + "".join(f"{i},1e6,3.{i}\n" for i in range(60)))
     with pytest.raises(ValueError, match="more than 50 runs"):
         laws.read_runs(tmp_path / "t.csv")

@@ -9,7 +9,7 @@ order of preference, and nothing is guessed from the values:
 - Losses: validation before plain before training before "best so far"; within each the usual names first,
   then whatever ends in ``loss``, in the order of the file.  Auxiliary losses (router, z, KL ...) never.
 - Parameters: without embeddings before the rest, as laws of language models count them.
-- A unit in the name counts: ``total_training_Gflops``, ``Tokens (B)``, ``pf_days``.
+- A unit in the name counts: ``total_training_Gflops``, ``Tokens (B)``, ``tokens_B``, ``pf_days``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Choice", "candidates", "normalise", "number", "numbers"]
+__all__ = ["SCALES", "Choice", "candidates", "normalise", "number", "numbers", "read_as"]
 
 GOOD, BLANK, TEXT, NOT_FINITE, UNCLEAR = range(5)
+SCALES = ("params", "tokens", "flops")
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "params": (
@@ -76,6 +77,8 @@ _HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "dev", "test", 
 _PLACES = ("config_", "summary_", "hparams_", "hyperparameters_", "params_", "metrics_", "tags_mlflow_",
            "param_", "metric_")  # fmt: skip
 _SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_COUNTS = ("params", "tokens", "unique_tokens")
+_AT_END = re.compile(r"(\w{2,})_(?:in_)?([kmbgt]|thousands?|millions?|billions?|trillions?)")
 _BLANKS = {"", "na", "n/a", "null", "none", "-"}
 
 
@@ -123,10 +126,8 @@ def candidates(names: Iterable[str]) -> dict[str, list[Choice]]:
         best = None
         for how, option in enumerate(options):
             for quantity, known in _NAMES.items():
-                scale, bare = unit, option
-                if quantity == "flops":
-                    prefixed, bare = _flops_unit(option)
-                    scale *= prefixed
+                scale, bare = _within(option, quantity)
+                scale *= unit
                 if bare in known:
                     rank_here = (known.index(bare), how, column)
                     if best is None or rank_here < best[1]:
@@ -135,6 +136,17 @@ def candidates(names: Iterable[str]) -> dict[str, list[Choice]]:
             found.setdefault(best[0], []).append((best[1], Choice(name, best[2])))
     return {quantity: [choice for _, choice in sorted(ranked, key=lambda pair: pair[0])]
             for quantity, ranked in found.items()}  # fmt: skip
+
+
+def read_as(name: str, quantity: str) -> Choice:
+    """A column that the caller names for a quantity; a unit in its name counts.
+
+    >>> read_as("seen [B]", "tokens"), read_as("B", "tokens").scale
+    (Choice(source='seen [B]', scale=1000000000.0), 1.0)
+    """
+    plain, scale = _unit(name)
+    scale *= _within(normalise(plain), quantity)[0]
+    return Choice(name, scale if quantity in (*SCALES, *_COUNTS, "tokens_per_step") else 1.0)
 
 
 def _loss_rank(name: str) -> tuple[int, int] | None:
@@ -161,6 +173,16 @@ def _unit(name: str) -> tuple[str, float]:
     found = re.fullmatch(r"(.*?)[\s_]*[(\[]\s*([kmbgt]|thousands?|millions?|billions?|trillions?)\s*[)\]]\s*",
                          name, re.IGNORECASE)  # fmt: skip
     return (name, 1.0) if found is None else (found.group(1), _SUFFIX[found.group(2)[0].lower()])
+
+
+def _within(name: str, quantity: str) -> tuple[float, str]:
+    """A unit within the name: ``tokens_b`` as 1e9 and ``tokens``, ``gflops`` as 1e9 and ``flops``."""
+    if quantity == "flops":
+        return _flops_unit(name)
+    found = _AT_END.fullmatch(name)
+    if found is None or quantity not in _COUNTS or found.group(1) not in _NAMES[quantity]:
+        return 1.0, name
+    return _SUFFIX[found.group(2)[0]], found.group(1)
 
 
 def _flops_unit(name: str) -> tuple[float, str]:

@@ -1,0 +1,358 @@
+"""Pieces of logs as clean records: which column is what, which cells are numbers, which rows are left out."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from allometry.laws.columns import (
+    BLANK,
+    CANONICAL,
+    GOOD,
+    NOT_FINITE,
+    SCALES,
+    UNCLEAR,
+    Choice,
+    candidates,
+    normalise,
+    number,
+    numbers,
+    read_as,
+)
+from allometry.laws.holding import Holding, Refused
+from allometry.laws.joining import Told, runs_of
+from allometry.laws.logs import Source, parts
+from allometry.laws.lost import Lost
+from allometry.laws.pieces import Part
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Reader"]
+
+_NUMBERS = (*SCALES, "unique_tokens", "loss", "learning_rate", "step", "tokens_per_step")
+_SUFFIXED = (*SCALES, "unique_tokens", "step", "tokens_per_step")  # 70M, 300k
+_PLAUSIBLE = {"loss": (1e-9, 1e9)}  # beyond these a number is a slip, and squares of it overflow
+_SIZES = (1e-9, 1e36)
+
+
+class Reader:
+    """Absorbs sources one after another and gives the table of their runs.
+
+    Attributes
+    ----------
+    lost : Lost
+    notes : dict of str
+        Choices that a reader may want to see, in order.
+    used : dict
+        What each quantity was read from or derived from.
+    """
+
+    def __init__(self, columns: Mapping[str, str], values: Mapping[str, Mapping[str, float | str]]) -> None:
+        unknown = sorted(set(columns) - set(CANONICAL))
+        if unknown:
+            raise ValueError(f"columns name {', '.join(unknown)}; known are {', '.join(CANONICAL)}")
+        self.wanted = dict(columns)
+        self.values = {pattern: _checked(pattern, given) for pattern, given in values.items()}
+        self.matched: set[str] = set()
+        self.lost = Lost()
+        self.notes: dict[str, None] = {}
+        self.used: Told = {}
+        self.others: Told = {}
+        self.seen: dict[str, None] = {}  # every column of every file, for the error that names them
+        self.held = Holding(self.lost, self.notes)
+
+    # --- one source --------------------------------------------------------------------------------------
+    def read(self, source: Source) -> None:
+        """Read a source by its preferred loss; by the next where that column holds no number."""
+        names: dict[str, None] = {}
+        attempt = 0
+        while True:
+            mark = self.held.mark()
+            found = self._pass(source, names, attempt)
+            if found is not None:
+                usable, choices, more = found
+                if usable or not more:
+                    break
+                attempt += 1
+            self.held.back(mark)
+        for quantity, choice in choices.items():
+            self.used.setdefault(quantity, {})[str(choice)] = None
+
+    def _pass(
+        self, source: Source, names: dict[str, None], attempt: int
+    ) -> tuple[int, dict[str, Choice], bool] | None:
+        """Usable losses, what was read as what, and whether another loss could be tried.
+
+        ``names`` are the source's columns as far as they are known.  Those that turn up are added; None says
+        that one of them is preferred to what had been read, so that the source has to be read once more.
+        """
+        file = source.path.as_posix()
+        usable, more, begun = 0, False, False
+        choices: dict[str, Choice] = {}
+        self.held.files.append(file)
+
+        def reject(row: int, reason: str, example: str) -> None:
+            self.lost.add(file, row, reason, example)
+
+        try:
+            for part in parts(source, reject):
+                fresh = [name for name in part.columns if name not in names]
+                names |= dict.fromkeys(fresh)
+                if fresh or not begun:
+                    chosen, more = self._choose(list(names), attempt)
+                    if begun and chosen != choices:
+                        return None
+                    choices = chosen
+                begun = True
+                self.notes.update(dict.fromkeys(part.told))
+                if "loss" in choices:
+                    usable += self._absorb(part, choices, source, file)
+                elif part.fixed:
+                    break
+        except Refused:
+            raise
+        except ValueError as error:  # the file as a whole; others may do
+            self.lost.add(file, None, " ".join(str(error).split()))
+            if not begun:
+                return 0, {}, False
+        self.seen.update(names)
+        if not begun:
+            self.lost.add(file, None, "no records")
+        elif "loss" not in choices:
+            found = ", ".join(list(names)[:12])
+            self.lost.add(file, None, f"no loss column; its columns are {found}")
+            return 0, {}, False
+        for quantity, name in self.wanted.items():
+            if begun and quantity not in choices:
+                self.lost.add(file, None, f"no column {name!r}, asked for as {quantity}")
+        return usable, choices, more
+
+    def _choose(self, names: list[str], attempt: int) -> tuple[dict[str, Choice], bool]:
+        """What each quantity is read from, and whether there is a further loss."""
+        found = candidates(names)
+        choices = {quantity: ranked[0] for quantity, ranked in found.items()}
+        losses = found.get("loss", [])
+        if losses and "loss" not in self.wanted:
+            choices["loss"] = losses[min(attempt, len(losses) - 1)]
+        for quantity, name in self.wanted.items():
+            exact = [n for n in names if n == name] or [n for n in names if normalise(n) == normalise(name)]
+            if exact:
+                choices = {q: choice for q, choice in choices.items() if choice.source != exact[0]}
+                choices[quantity] = read_as(exact[0], quantity)
+            else:
+                choices.pop(quantity, None)
+        for quantity in ("loss", *SCALES, "run"):
+            rest = [c.source for c in found.get(quantity, []) if c != choices.get(quantity)]
+            if quantity in choices and quantity not in self.wanted and rest:
+                self.others.setdefault(quantity, {}).update(dict.fromkeys(rest))
+        return choices, "loss" not in self.wanted and attempt + 1 < len(losses)
+
+    # --- one piece ---------------------------------------------------------------------------------------
+    def _absorb(self, part: Part, choices: dict[str, Choice], source: Source, file: str) -> int:
+        """Clean one piece and keep it; the number of finite positive losses in it."""
+        import pandas
+
+        count = len(part.rows)
+        rows = np.asarray(part.rows, dtype=np.int64)
+        frame = pandas.DataFrame({"row": rows, "order": np.arange(self.held.order, self.held.order + count)})
+        self.held.order += count
+        frame["file"] = len(self.held.files) - 1
+        cells, state = self._numbers(part, choices, frame)
+        is_log = "step" in choices
+        names = _labels(part, choices, "run")
+        own = np.full(count, source.run, dtype=object)
+        names = own if names is None else np.where(names == "", source.run, names)
+        self._give(frame, names, state)
+        out = self._faults(part, choices, frame, cells, state, file)
+        endless = (state["loss"] == NOT_FINITE) & ~out
+        blank = (state["loss"] == BLANK) & ~out
+        without = "no loss in this row (its other numbers are used by step)" if is_log else "loss is missing"
+        for bad, reason in ((endless, "loss is not finite"), (blank, without)):
+            self._leave(bad, reason, rows, cells.get("loss") if bad is endless else None, file)
+        frame.loc[endless | blank, "loss"] = math.nan
+        frame["event"] = np.where(endless, 2.0, np.where(blank, math.nan, 1.0))
+        usable = int((~out & ~blank & ~endless).sum())
+        keep = ~out if is_log else ~out & ~blank & ~endless
+        if keep.any():
+            seed = _labels(part, choices, "seed", numeric=True)
+            frame["seed"] = "" if seed is None else seed
+            rate = None if is_log else _labels(part, choices, "learning_rate", numeric=True)
+            frame["run"] = self.held.number(
+                frame, names, "" if rate is None else rate, is_log, "run" in choices, keep,
+                choices["run"].source if "run" in choices else "the name of each file",
+            )  # fmt: skip
+            self.held.keep(frame[keep])
+        return usable
+
+    def _numbers(
+        self, part: Part, choices: dict[str, Choice], frame: pandas.DataFrame
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fill the quantities into ``frame``; their raw cells, and what each cell was."""
+        cells, state = {}, {}
+        for quantity in _NUMBERS:
+            if quantity in choices and choices[quantity].source in part.columns:
+                choice = choices[quantity]
+                cells[quantity] = part.columns[choice.source]
+                # 20B under "tokens (B)" is 2e10 or 2e19: a suffix and a unit together are no number
+                suffixes = quantity in _SUFFIXED and choice.scale == 1.0
+                value, state[quantity] = numbers(cells[quantity], suffixes=suffixes, comma=part.comma)
+                with np.errstate(over="ignore"):
+                    frame[quantity] = value * choice.scale
+        if "loss" not in frame:
+            frame["loss"], state["loss"] = math.nan, np.full(len(frame), BLANK, dtype=np.int8)
+        return cells, state
+
+    def _faults(
+        self, part: Part, choices: dict[str, Choice], frame: pandas.DataFrame, cells: dict[str, Any],
+        state: dict[str, Any], file: str,
+    ) -> Any:  # fmt: skip
+        """Rows with a number that cannot be meant, entered in the ledger each under its first fault."""
+        rows = frame["row"].to_numpy()
+        out = np.zeros(len(frame), dtype=bool)
+
+        def leave(bad: Any, reason: str, of: str | None) -> None:
+            bad = bad & ~out
+            self._leave(bad, reason, rows, None if of is None else cells.get(of), file)
+            out[bad] = True
+
+        checked = [name for name in (*SCALES, "unique_tokens", "step", "loss") if name in state]
+        for name in checked:
+            told = state[name]
+            leave(told == UNCLEAR, f"{name}: a comma or point that may be a decimal or a thousand", name)
+            leave(~np.isin(told, (GOOD, BLANK, NOT_FINITE)), f"{name} is not a number", name)
+            if name != "loss":
+                leave(told == NOT_FINITE, f"{name} is not finite", name)
+            if name != "step":
+                leave((told == GOOD) & ~(frame[name].to_numpy() > 0), f"{name} is not positive", name)
+        for name in checked:
+            if name != "step":
+                low, high = _PLAUSIBLE.get(name, _SIZES)
+                value = frame[name].to_numpy()
+                odd = (state[name] == GOOD) & ~((value >= low) & (value <= high))
+                leave(odd, f"{name} is not between {low:g} and {high:g}", name)
+        diverged = _labels(part, choices, "diverged")
+        if diverged is not None:
+            marked = np.isin(np.char.lower(diverged.astype(str)), ("true", "1", "1.0", "yes", "diverged"))
+            leave(marked, "the run is marked as diverged", None)
+        return out
+
+    def _leave(self, bad: Any, reason: str, rows: Any, cells: Any, file: str) -> None:
+        if bad.any():
+            first = int(np.argmax(bad))
+            text = "" if cells is None else str(cells[first])[:40]
+            self.lost.add(file, int(rows[first]), reason, text, int(bad.sum()))
+
+    def _give(self, frame: pandas.DataFrame, names: Any, state: dict[str, Any]) -> None:
+        """Numbers that the caller gives for runs whose logs do not hold them."""
+        for pattern, given in self.values.items():
+            those = [name for name in dict.fromkeys(names.tolist()) if fnmatch.fnmatchcase(name, pattern)]
+            if not those:
+                continue
+            self.matched.add(pattern)
+            here = np.isin(names.astype(str), those)
+            for quantity, value in given.items():
+                if quantity not in frame:
+                    frame[quantity], state[quantity] = math.nan, np.full(len(frame), BLANK, dtype=np.int8)
+                frame.loc[here, quantity] = value
+                state[quantity][here] = GOOD
+                self.used.setdefault(quantity, {})[f"given for {pattern}"] = None
+
+    # --- the end -----------------------------------------------------------------------------------------
+    def finish(self) -> tuple[pandas.DataFrame, frozenset[str]]:
+        """The table of records, and the names of the runs that are logs.
+
+        Raises
+        ------
+        ValueError
+            Nothing is left, or something that was asked for by name is not there; says what was found.
+        """
+        kept = self.held.table()
+        if kept is not None:
+            unmatched = sorted(set(self.values) - self.matched)
+            if unmatched:
+                names = list(dict.fromkeys(key[0].rstrip("\0") for key in self.held.keys))
+                raise ValueError(f"no run matches {unmatched[0]!r}; runs are {', '.join(names[:8])}")
+            if (kept["event"] == 1.0).any():
+                table, logs = runs_of(self.held, self.used)
+                if len(table):
+                    self._say()
+                    return table, logs
+        raise ValueError(self._complaint())
+
+    def _complaint(self) -> str:
+        names = list(self.seen)
+        known = {normalise(name) for name in names}
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        missing = [name for name in self.wanted.values() if normalise(name) not in known]
+        if missing and names:
+            return f"no file has a column {missing[0]!r}; the columns found are: {shown}"
+        if "loss" not in self.used and names:
+            return f"no loss column was recognised among: {shown}; name it with columns loss=NAME (--columns)"
+        why = "; ".join(
+            f"{Path(file).name}: {reason}" + (f" ({count} rows)" if row is not None else "")
+            for (file, reason), (row, count, _) in list(self.lost.seen.items())[:4]
+        )
+        return f"no usable record is left: {why or 'the files are empty'}"
+
+    def _say(self) -> None:
+        for quantity, rest in self.others.items():
+            taken = list(self.used.get(quantity, {}))
+            others = [name for name in rest if name not in taken]
+            if not others or not taken:
+                continue
+            shown = ", ".join(map(repr, others[:4]))
+            shown += f" and {len(others) - 4} more" if len(others) > 4 else ""
+            told = f"{quantity} is {taken[0]!r}; it might also be {shown} (--columns {quantity}=NAME)."
+            self.notes[told] = None
+        losses = list(self.used.get("loss", {}))
+        if len(losses) > 1:
+            shown = ", ".join(map(repr, losses))
+            self.notes[f"Files hold different losses, {shown}: are they the same quantity?"] = None
+
+
+def _labels(part: Part, choices: dict[str, Choice], quantity: str, numeric: bool = False) -> Any:
+    """Cells as labels, ``""`` where blank, numbers in one spelling if asked; None without the column."""
+    if quantity not in choices or choices[quantity].source not in part.columns:
+        return None
+    known: dict[Any, str] = {}
+    cells = part.columns[choices[quantity].source]
+    out = np.empty(len(cells), dtype=object)
+    for i, cell in enumerate(cells):
+        if cell.__hash__ is None:
+            cell = str(cell)
+        if cell not in known:
+            known[cell] = _label(cell, numeric)
+        out[i] = known[cell]
+    return out
+
+
+def _label(cell: Any, numeric: bool) -> str:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    text = str(cell).strip()
+    if numeric and not isinstance(cell, bool):
+        value, state = number(text, suffixes=False)
+        if state == GOOD:
+            cell = value
+        elif state == BLANK:
+            return ""
+    if isinstance(cell, float):
+        return str(int(cell)) if cell.is_integer() and abs(cell) < 2**53 else repr(float(cell))
+    return text
+
+
+def _checked(pattern: str, given: Mapping[str, float | str]) -> dict[str, float]:
+    out = {}
+    for name, value in given.items():
+        if name not in (*SCALES, "unique_tokens", "tokens_per_step"):
+            raise ValueError(f"a value can be given for params, tokens, flops ..., not for {name!r}")
+        out[name], state = number(str(value))
+        if state != GOOD or out[name] <= 0:
+            raise ValueError(f"{name} for {pattern!r} must be a positive number, not {value!r}")
+    return out
