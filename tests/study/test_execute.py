@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from allometry.study import Event, Store, Task
-from allometry.study.execute import _Job, _ranks, execute
+from allometry.study.execute import execute
+from allometry.study.job import Job, ranks_of
 from allometry.study.owner import Owner
 
 sys.path.append(str(Path(__file__).parent))  # workers look for modules where this process does
@@ -94,14 +95,14 @@ class TestOrdinaryWork:
 
 
 class TestOrder:
-    def test_ranks_are_costs_of_longest_chains(self) -> None:
+    def testranks_of_are_costs_of_longest_chains(self) -> None:
         tasks = [
             Task("a", "m:f", {}, cost=1.0),
             Task("b", "m:f", {}, cost=5.0, needs=("a",)),
             Task("c", "m:f", {}, cost=2.0, needs=("a", "a")),
             Task("d", "m:f", {}, cost=7.0, needs=("c",)),
         ]
-        assert _ranks(tasks) == {"a": 10.0, "b": 5.0, "c": 9.0, "d": 7.0}
+        assert ranks_of(tasks) == {"a": 10.0, "b": 5.0, "c": 9.0, "d": 7.0}
 
     def test_longest_chain_first_and_needs_before(self, store: Store, plan: str) -> None:
         def task(key: str, **fields: Any) -> Task:
@@ -125,7 +126,7 @@ class TestOrder:
             Task("b", "m:f", {}, cost=1.0),
             Task("c", "m:f", {}, cost=1.0),
         ]
-        job = _Job(tasks, store, plan, 2, 0, lambda event: None)
+        job = Job(tasks, store, plan, 2, 0, lambda event: None)
 
         def begin() -> list[str]:
             began = []
@@ -227,7 +228,7 @@ class TestFailure:
             *counts(tmp_path, 3),
         ]
         report = execute(tasks, store, plan, workers=2, on_event=events.append, display=None)
-        sentence = "worker was killed by signal 9 (often: out of memory)"
+        sentence = "worker was killed (signal 9), often for lack of memory"
         assert report.failed == {"always": sentence}
         assert set(report.done) == {"once", "run0", "run1", "run2"}
         assert [event.reason for event in events if event.kind == "retried"] == [sentence, sentence]

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sql
 
 from allometry.study import Store, StoreError
-from allometry.study import store as store_module
+from allometry.study import runs as runs_module
 from allometry.study.database import run_table
 from allometry.study.owner import Owner
 
@@ -232,7 +232,7 @@ class TestClaims:
         store.add_run(plan, "run", {})
         assert store.claim(plan, ["run"], owner=elsewhere)
         assert store.claim(plan, ["run"]) is None
-        monkeypatch.setattr(store_module, "LEASE", -1.0)
+        monkeypatch.setattr(runs_module, "LEASE", -1.0)
         assert store.claim(plan, ["run"])
 
     def test_release_gives_back(self, store: Store, plan: str) -> None:

@@ -3,8 +3,8 @@
 - A **plan** is what was decided before anything ran: its digest is the SHA-256 of its kind and content, it
   never changes, and a request that has a plan keeps it. So a resumed job goes on with the plan it began with,
   although a new planning might time the machine differently.
-- A **run** is one training trajectory, one row, with a status. Claiming it is one conditional update that
-  compares the attempt number: of two processes exactly one wins, on SQLite and PostgreSQL alike.
+- A **run** is one training trajectory, one row, with a status; how processes claim it and let go of it stands
+  in :mod:`allometry.study.runs`.
 - A **record** is what a run has told, by name. Telling the same again changes nothing; telling something
   else is an error, for the same inputs must give the same numbers. What a clock measured is kept apart
   (``timing``): it is stored once and never compared.
@@ -13,7 +13,7 @@ No other state decides what is left to do: a process may be killed between any t
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +30,17 @@ from allometry.study.database import (
     run_table,
     where,
 )
-from allometry.study.owner import Owner
 from allometry.study.provenance import code_version, environment
-from allometry.study.rows import Plan, Run, name_of, plan_frame, record_frame, run_frame, run_of
+from allometry.study.rows import Plan, Run, name_of, plan_frame, record_frame
+from allometry.study.runs import BEAT, ENDED, LEASE, Runs
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["BEAT", "ENDED", "LEASE", "Plan", "Run", "Store"]
 
-ENDED = ("done", "diverged")  # nothing is left to train; a failed run is tried again by the next call
-LEASE = 90.0  # seconds without a heartbeat after which an owner on another machine is taken for dead
-BEAT = 15.0  # seconds between heartbeats
 
-
-class Store:
+class Store(Runs):
     """Plans, runs and records in one database.
 
     Parameters
@@ -77,7 +73,7 @@ class Store:
     """
 
     def __init__(self, target: str | Path, *, directory: str | Path | None = None) -> None:
-        self._database = Database(target)
+        super().__init__(Database(target))
         url = self._database.url
         beside = Path(".allometry")
         if url.get_backend_name() == "sqlite":
@@ -218,205 +214,6 @@ class Store:
         with self._database.writing() as connection:
             connection.execute(plan_table.delete().where(plan_table.c.digest == name))
 
-    # Runs
-
-    def add_run(self, plan: Plan | str, key: str, spec: Mapping[str, Any], *, seed: int | None = None) -> Run:
-        """Make a run's row, ``pending``; a row that is there with the same spec and seed stays as it is.
-
-        Raises
-        ------
-        ValueError
-            If the run is there with another spec or seed, or the plan is not there.
-        """
-        if not 0 < len(key) <= 200:
-            raise ValueError(f"a run's key has 1 to 200 characters, not {len(key)}: {key[:60]!r}")
-        text = canonical(dict(spec), place="spec")
-        present = self.run(plan, key)
-        if present is None:
-            try:
-                with self._database.writing() as connection:
-                    connection.execute(
-                        run_table.insert().values(
-                            plan=name_of(plan), key=key, spec=text, seed=seed, status="pending", attempts=0
-                        )
-                    )
-            except sql.exc.IntegrityError:  # made by another process meanwhile, or the plan is missing
-                pass
-            present = self.run(plan, key)
-            if present is None:
-                raise ValueError(f"no plan {name_of(plan)[:12]} in {where(self._database.url)}; put it first")
-        if canonical(present.spec) != text or present.seed != seed:
-            raise ValueError(
-                f"run {key!r} of plan {present.plan[:12]} is stored with another spec or seed "
-                f"({canonical(present.spec)[:120]}, seed {present.seed}); give it another key"
-            )
-        return present
-
-    def run(self, plan: Plan | str, key: str) -> Run | None:
-        """One run, or None if it was never added."""
-        found = self.run_list(plan, keys=[key])
-        return found[0] if found else None
-
-    def run_list(
-        self, plan: Plan | str, *, keys: Collection[str] | None = None, status: str | None = None
-    ) -> list[Run]:
-        """The runs of a plan in the order in which they were added."""
-        query = sql.select(run_table).where(run_table.c.plan == name_of(plan)).order_by(run_table.c.id)
-        if keys is not None:
-            query = query.where(run_table.c.key.in_(list(keys)))
-        if status is not None:
-            query = query.where(run_table.c.status == status)
-        with self._database.reading() as connection:
-            return [run_of(row) for row in connection.execute(query)]
-
-    def start_run(
-        self, plan: Plan | str, key: str, spec: Mapping[str, Any], *, seed: int | None = None
-    ) -> Run | None:
-        """Add a run if it is not there, and claim it for this process.
-
-        Returns
-        -------
-        Run or None
-            None if it has ended already or a living process holds it.
-        """
-        self.add_run(plan, key, spec, seed=seed)
-        claimed = self.claim(plan, [key])
-        return claimed[0] if claimed else None
-
-    def claim(self, plan: Plan | str, keys: Sequence[str], *, owner: Owner | None = None) -> list[Run] | None:
-        """Take those of the runs that have not ended, all or none, in one transaction.
-
-        A running run whose owner is dead is taken over: on this machine the kernel says whether the owner
-        lives; an owner elsewhere is dead after :data:`LEASE` seconds without a heartbeat, by the database's
-        clock.
-
-        Returns
-        -------
-        list of Run or None
-            The claimed runs, ``running`` and one attempt older (empty if all have ended); None if a living
-            process holds one of them.
-
-        Raises
-        ------
-        ValueError
-            If a key names no run of the plan.
-        """
-        owner = owner or Owner.here()
-        claimed: list[Run] = []
-        with self._database.writing() as connection:
-            now = self._database.clock(connection)
-            query = sql.select(run_table).where(
-                run_table.c.plan == name_of(plan), run_table.c.key.in_(list(keys))
-            )
-            runs = [run_of(row) for row in connection.execute(query.order_by(run_table.c.id))]
-            missing = set(keys) - {run.key for run in runs}
-            if missing:
-                raise ValueError(f"plan {name_of(plan)[:12]} has no run {sorted(missing)[0]!r}; add it first")
-            for run in runs:
-                if run.status in ENDED:
-                    continue
-                if run.status == "running" and self._lives(run, now):
-                    connection.rollback()
-                    return None
-                # The attempt number changes at every claim: where it still is what we read, nobody else
-                # has claimed the run since. A server lets one such update pass and the other find no row.
-                taken = connection.execute(
-                    run_table.update()
-                    .where(run_table.c.id == run.id)
-                    .where(run_table.c.attempts == run.attempts, run_table.c.status == run.status)
-                    .values(
-                        status="running",
-                        attempts=run.attempts + 1,
-                        machine=owner.machine,
-                        pid=owner.pid,
-                        birth=owner.birth,
-                        heartbeat=now,
-                        started=run.started if run.started is not None else time.time(),
-                        finished=None,
-                        reason=None,
-                    )
-                )
-                if taken.rowcount != 1:
-                    connection.rollback()
-                    return None
-                claimed.append(run)
-            if claimed:
-                query = sql.select(run_table).where(run_table.c.id.in_([run.id for run in claimed]))
-                claimed = [run_of(row) for row in connection.execute(query.order_by(run_table.c.id))]
-        return claimed
-
-    def _lives(self, run: Run, now: float) -> bool:
-        alive = run.owner.alive() if run.owner is not None else False
-        if alive is None:
-            return run.heartbeat is not None and now - run.heartbeat < LEASE
-        return alive
-
-    def _holds(self, run: Run) -> bool:
-        with self._database.reading() as connection:
-            return self._lives(run, self._database.clock(connection))
-
-    def beat(self, runs: Iterable[Run], steps: Mapping[str, int] | None = None) -> bool:
-        """Tell that the owner of these runs lives, and how far each has come (run key -> step).
-
-        Returns
-        -------
-        bool
-            False if one of them has been taken over by another process.
-        """
-        kept = True
-        with self._database.writing() as connection:
-            now = self._database.clock(connection)
-            for run in sorted(runs, key=lambda run: run.id):
-                values: dict[str, Any] = {"heartbeat": now}
-                if steps and run.key in steps:
-                    values["step"] = steps[run.key]
-                told = connection.execute(self._mine(run).values(**values))
-                kept = kept and told.rowcount == 1
-        return kept
-
-    @staticmethod
-    def _mine(run: Run) -> sql.Update:
-        # As long as the attempt is ours the row is ours: a takeover counts it up.
-        return run_table.update().where(run_table.c.id == run.id, run_table.c.attempts == run.attempts)
-
-    def _end(self, connection: Connection, run: Run, **values: Any) -> None:
-        if connection.execute(self._mine(run).values(**values)).rowcount != 1:
-            raise StoreError(f"run {run.key!r} was taken over by another process while it was held here")
-
-    def finish_run(self, *runs: Run) -> None:
-        """Mark claimed runs ``done``, all in one transaction."""
-        with self._database.writing() as connection:
-            for run in sorted(runs, key=lambda run: run.id):
-                self._end(connection, run, status="done", finished=time.time(), reason=None)
-
-    def fail_run(self, run: Run, reason: str, status: str = "failed", step: int | None = None) -> None:
-        """Mark a claimed run ``failed`` or ``diverged``, with its reason in one line and the step if known.
-
-        Diverged is a result and final; a failed run is tried again by the next call.
-        """
-        if status not in ("failed", "diverged"):
-            raise ValueError(f"a run fails as 'failed' or 'diverged', not {status!r}")
-        line = " ".join(reason.split()) or "no reason given"
-        values: dict[str, Any] = {"status": status, "reason": line, "finished": time.time()}
-        if step is not None:
-            values["step"] = step
-        with self._database.writing() as connection:
-            self._end(connection, run, **values)
-
-    def release(self, *runs: Run) -> None:
-        """Give claimed runs back, ``pending``, so that the next process need not wait."""
-        with self._database.writing() as connection:
-            for run in sorted(runs, key=lambda run: run.id):
-                connection.execute(
-                    self._mine(run).where(run_table.c.status == "running").values(status="pending")
-                )
-
-    def release_owner(self, plan: Plan | str, owner: Owner) -> list[Run]:
-        """Give back whatever a dead process still holds in a plan; returns those runs, ``pending``."""
-        held = [run for run in self.run_list(plan, status="running") if run.owner == owner]
-        self.release(*held)
-        return self.run_list(plan, keys=[run.key for run in held]) if held else []
-
     # Records
 
     def add_record(
@@ -530,18 +327,3 @@ class Store:
             wanted[run_table.c.plan] = name_of(plan)
         with self._database.reading() as connection:
             return record_frame(connection, wanted)
-
-    def runs(self, plan: Plan | str | None = None, *, status: str | None = None) -> "pandas.DataFrame":
-        """One row a run, in the order in which they were added.
-
-        Returns
-        -------
-        DataFrame
-            Columns ``plan, run, status, seed, attempts, step, reason, started, finished, machine, pid``, then
-            the spec as ``spec.<field>``. ``started`` and ``finished`` are times in UTC.
-        """
-        wanted = {run_table.c.status: status}
-        if plan is not None:
-            wanted[run_table.c.plan] = name_of(plan)
-        with self._database.reading() as connection:
-            return run_frame(connection, wanted)
