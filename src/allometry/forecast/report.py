@@ -8,9 +8,14 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from allometry.forecast.text import aligned, columns, cut, percent, wrapped
+from allometry.forecast.text import aligned as _aligned  # noqa: F401  what budget.py still calls them
+from allometry.forecast.text import cut as _cut  # noqa: F401
+from allometry.forecast.text import wrapped as _wrapped  # noqa: F401
 
 if TYPE_CHECKING:
     from allometry.forecast.forecast import Forecast
@@ -26,18 +31,18 @@ FORMULAS = {
 # --- the terminal ------------------------------------------------------------------------------------------
 def summary(result: Forecast) -> str:
     """All that matters in at most a hundred columns of plain text."""
-    parts = [verdict(result), "", *_aligned(facts(result))]
-    parts += ["", *_columns(["at the target", "loss", "low", "high", "error"], contest(result))]
+    parts = [verdict(result), "", *aligned(facts(result))]
+    parts += ["", *columns(["at the target", "loss", "low", "high", "error"], contest(result))]
     if result.backtest:
         parts += ["", "Backtest, the ladder's largest size foretold from the smaller ones"]
-        parts += [f"  {line}" for line in _aligned(backtest(result))]
+        parts += [f"  {line}" for line in aligned(backtest(result))]
     for fit in result.fits:
         parts += ["", f"Law: {fit.form.name}, {FORMULAS.get(fit.form.name, 'see law.json')}"]
         table = law_table(fit, result.level)
-        parts += [f"  {line}" for line in _columns(["", "value", "low", "high"], table)]
+        parts += [f"  {line}" for line in columns(["", "value", "low", "high"], table)]
     if result.notes:
-        parts += ["", "Notes", *(line for note in result.notes for line in _wrapped(note))]
-    return "\n".join(line.rstrip() for part in parts for line in _cut(part))
+        parts += ["", "Notes", *(line for note in result.notes for line in wrapped(note))]
+    return "\n".join(line.rstrip() for part in parts for line in cut(part))
 
 
 def verdict(result: Forecast) -> str:
@@ -97,30 +102,35 @@ def write(result: Forecast, directory: str | Path) -> Path:
     return write_atomically(folder / "report.html", page(result, drawn).encode())
 
 
-def to_json(values: Any) -> str:
+def to_json(values: Any, *, null: bool = False) -> str:
     """Valid JSON whose floats read back exactly.
 
-    What JSON has no number for becomes a string that ``float`` understands.
+    What JSON has no number for becomes a string that ``float`` understands, or null if asked: a file keeps
+    all, while a program that reads a command's output expects a number or none.
 
     >>> to_json({"a": float("inf"), "b": 0.1, "c": (1, None)})
     '{\\n "a": "Infinity",\\n "b": 0.1,\\n "c": [\\n  1,\\n  null\\n ]\\n}'
+    >>> to_json([float("nan"), 2], null=True)
+    '[\\n null,\\n 2\\n]'
     """
-    return json.dumps(_plain(values), indent=1, allow_nan=False, ensure_ascii=False)
+    return json.dumps(_plain(values, null), indent=1, allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, null: bool) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, null) for key, item in value.items()}
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays
-        return _plain(value.tolist())
+        return _plain(value.tolist(), null)
     if isinstance(value, (str, bool, int, type(None))):
         return value
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
+        if null:
+            return None
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Iterable):
-        return [_plain(item) for item in value]
+        return [_plain(item, null) for item in value]
     return str(value)
 
 
@@ -296,54 +306,5 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if math.isfinite(value) else "none"
 
 
-def percent(share: float) -> str:
-    return f"{100.0 * share:+.2f} %"
-
-
 def level(result: Forecast) -> str:
     return f"{100.0 * result.level:g} %"
-
-
-# --- plain text --------------------------------------------------------------------------------------------
-_WIDE = 100
-
-
-def _aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
-    wide = max(len(name) for name, _ in facts)
-    return [f"{name:<{wide}}  {told}" for name, told in facts]
-
-
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    table = [list(head)] + [[*row] + [""] * (len(head) - len(row)) for row in rows]
-    wide = [max(len(row[i]) for row in table) for i in range(len(head))]
-    return [
-        "  ".join(
-            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-            for i, (cell, w) in enumerate(zip(row, wide, strict=True))
-        )
-        for row in table
-    ]
-
-
-def _wrapped(note: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(
-        sentence(note), _WIDE, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
-    )
-
-
-def sentence(note: str) -> str:
-    """With a capital, unless it begins with a name, and a full stop."""
-    first = note.split(" ", 1)[0]
-    begun = note[:1].upper() + note[1:] if first.isalpha() else note
-    return begun if begun.endswith((".", "!", "?")) else begun + "."
-
-
-def _cut(line: str) -> list[str]:
-    """A line that is too long goes on in the next, further in."""
-    import textwrap
-
-    if len(line) <= _WIDE:
-        return [line]
-    return textwrap.wrap(line, _WIDE, subsequent_indent=" " * 15, break_on_hyphens=False)
