@@ -34,6 +34,7 @@ __all__ = ["Answer", "answer"]
 _ONE_INPUT = ("power", "power-offset", "broken-power")
 _SHORT = {"n": "params", "d": "tokens", "c": "flops", "u": "unique_tokens", "compute": "flops",
           "parameters": "params"}  # fmt: skip
+_SPARE = 5  # records a parameter from which on robustness is worth its price in efficiency
 _MARGIN = 3.0  # forms whose held-out error is over so many times the least are dropped
 _POINTS = 2000  # beyond this many a law gains nothing and its resamples take minutes
 
@@ -202,9 +203,14 @@ def _answer(
     y, run = points["loss"].to_numpy(float), points["run"].to_numpy()
     choice = None
     if len(forms) > 1:
-        choice = compare_forms(forms, x, y, run=run, hold_out=_rungs(forms[0], points, forms))
+        count = _rungs(forms[0], points, forms)
+        choice = compare_forms(forms, x, y, run=run, hold_out=count, loss=_loss(forms, points))
+        for form in forms:
+            if not _enough(form, points[~_largest(forms[0], points, count)]):
+                choice.loc[form.name, ["held_out_error", "held_out_bias"]] = np.nan
         forms = _kept(forms, choice)
-    fits = [fit(form, {name: x[name] for name in form.inputs}, y, run=run, resamples=resamples,
+    loss = _loss(forms, points)
+    fits = [fit(form, {name: x[name] for name in form.inputs}, y, run=run, resamples=resamples, loss=loss,
                 random_state=random_state) for form in forms]  # fmt: skip
     predicted = Average(fits).predict(x)
     points = points.assign(predicted=predicted, residual=np.log(y / predicted))
@@ -220,13 +226,23 @@ def _answer(
 def _kept(forms: list[Form], choice: pandas.DataFrame) -> list[Form]:
     """The forms to average, the preferred one first; the table's column ``chosen`` is set accordingly.
 
-    A form that could not be held out stays where none could: nothing speaks against it.
+    A form that the smaller runs could not identify was not judged, and stays: nothing speaks against it.
     """
     errors = choice["held_out_error"]
     preferred = choice.index[choice["chosen"]][0]
-    stay = (errors <= _MARGIN * errors.min()) | errors.isna().all() | (choice.index == preferred)
+    stay = (errors <= _MARGIN * errors.min()) | errors.isna() | (choice.index == preferred)
     choice["chosen"] = stay
     return sorted((form for form in forms if stay[form.name]), key=lambda form: form.name != preferred)
+
+
+def _loss(forms: Sequence[Form], points: pandas.DataFrame) -> str:
+    """Robust where records abound, least squares where each is needed.
+
+    The Huber loss with its usual 1e-3 is nearly an absolute one: a law of five parameters then runs through
+    five of its records, which is a poor use of fifteen.
+    """
+    parameters = max(len(form.names) for form in forms)
+    return "huber" if len(points) >= _SPARE * parameters else "squared"
 
 
 def _inputs(points: pandas.DataFrame, said: list[str]) -> tuple[str, ...]:
@@ -274,7 +290,7 @@ def _forms(law: str, inputs: tuple[str, ...], points: pandas.DataFrame) -> list[
     )
     if law == "auto":
         if len(inputs) == 2:
-            names = ["chinchilla", "kaplan-offset", *(["data-constrained"] if repeated else [])]
+            names = ["chinchilla", "kaplan-offset", "kaplan", *(["data-constrained"] if repeated else [])]
         else:
             names = ["power", "power-offset"]
         forms = [_with_input(name, inputs) for name in names]
@@ -314,8 +330,14 @@ def _with_input(name: str, inputs: tuple[str, ...]) -> Form:
 def _enough(form: Form, points: pandas.DataFrame) -> bool:
     if len(points) <= len(form.names):
         return False
-    needed = 4 if form.name == "power-offset" else 2
+    needed = {"power-offset": 4, "power": 2, "kaplan": 2}.get(form.name, 3)  # two values show no curvature
     return all(len(np.unique(np.log(points[name]).round(6))) >= needed for name in form.inputs)
+
+
+def _largest(form: Form, points: pandas.DataFrame, count: int) -> Any:
+    """Which records are of the so many largest sizes."""
+    sizes = np.log(points[form.inputs[0]].to_numpy(float)).round(9)
+    return sizes >= np.unique(sizes)[-count]
 
 
 def _rungs(form: Form, points: pandas.DataFrame, forms: Sequence[Form]) -> int:
@@ -341,7 +363,8 @@ def _backtest(out: Answer, x: Mapping[str, Any], y: Any, random_state: int) -> d
     count = _rungs(forms[0], points, forms)
     tests: list[Backtest] = []
     reason = ""
-    for form in forms:
+    rest = points[~_largest(forms[0], points, count)]
+    for form in [form for form in forms if _enough(form, rest)] or forms:
         try:
             mine = {name: x[name] for name in form.inputs}
             tests.append(backtest(form, mine, y, run=points["run"].to_numpy(), hold_out=count, scale=scale,
