@@ -65,3 +65,18 @@ def test_a_store_that_is_no_store_is_a_failure_in_one_line(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_trace_and_keeps_sentence_and_exit_code(tmp_path):
+    quiet, loud = (call(*start, "fit", "no-such.csv", folder=tmp_path) for start in ([], ["--debug"]))
+    assert (quiet.returncode, loud.returncode) == (2, 2)
+    assert "Traceback" not in quiet.stderr
+    assert loud.stderr.startswith("Traceback")
+    assert loud.stderr.endswith(quiet.stderr)
+
+
+@pytest.mark.parametrize("command", ["doctor", "runs", "fit", "forecast", "plan"])
+def test_every_command_has_help(command):
+    done = call(command, "--help")
+    assert done.returncode == 0
+    assert command in done.stdout

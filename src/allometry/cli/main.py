@@ -16,6 +16,7 @@ from allometry.cli import doctor as doctor_commands
 from allometry.cli import fit as fit_commands
 from allometry.cli import forecast as forecast_commands
 from allometry.cli import plan as plan_commands
+from allometry.cli import runs as runs_commands
 
 app = typer.Typer(
     name="allometry",
@@ -29,6 +30,7 @@ app.command("forecast")(forecast_commands.forecast)
 app.command("fit")(fit_commands.fit)
 app.command("plan")(plan_commands.plan)
 app.command("doctor")(doctor_commands.doctor)
+app.add_typer(runs_commands.app, name="runs")
 
 
 def _version(asked: bool) -> None:
@@ -42,12 +44,14 @@ def _all(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    pass
+    if debug:
+        os.environ["ALLOMETRY_DEBUG"] = "1"  # of this process, and of the workers that it starts
 
 
 def main() -> None:
-    """Run the command line; a person gets one sentence, ``ALLOMETRY_DEBUG=1`` gets the trace."""
+    """Run the command line; a person gets one sentence, with ``--debug`` the trace before it."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -55,7 +59,9 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if os.environ.get("ALLOMETRY_DEBUG"):
-            raise
+            import traceback
+
+            traceback.print_exc()
         usage = getattr(error, "format_message", None)  # what the parser refuses: it says so itself
         if usage is not None:
             text = usage()
