@@ -27,7 +27,8 @@ torch.manual_seed(asked.seed)
 
 files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 parts = [b"".join(file.read_bytes() for file in files[i::10]) for i in range(10)]  # a tenth is held out
-held_out, training = (torch.frombuffer(bytearray(p), dtype=torch.uint8).long() for p in (parts[0], b"".join(parts[1:])))
+texts = (parts[0], b"".join(parts[1:]))
+held_out, training = (torch.frombuffer(bytearray(t), dtype=torch.uint8).long() for t in texts)
 
 
 class Block(nn.Module):
@@ -38,7 +39,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x):  # (B, T, C)
-        heads = self.qkv(self.norms[0](x)).unflatten(-1, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        heads = self.qkv(self.norms[0](x)).unflatten(-1, (3, -1, HEAD))  # (B, T, 3, H, D)
+        heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         mixed = scaled_dot_product_attention(*heads, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))

@@ -168,7 +168,7 @@ def test_the_forecast_is_the_known_truth_and_stood_before_the_target_trained(tra
     assert any("one learning rate, 0.004" in note for note in told.answer.warnings)
     assert len(starts(tmp_path)) == 25
     assert told.sentence() in said
-    # told again, nothing runs; from another store, with the target's log there already, it is a fit and says so
+    # told again, nothing runs; from another store, with the target's log there already, it is no forecast
     with Store(tmp_path / "another.db") as store:
         again = forecast_commands(ladder, Goal(width=128, tokens=8e6), store=store, run=False)
     assert len(starts(tmp_path)) == 25
@@ -218,6 +218,10 @@ def test_the_sweep_finds_the_best_rate_and_it_stays(trainer, tmp_path):
         assert ladder.run(store, workers=0, display=None).ok
         settled = ladder.settled(store)
         assert settled.lr == 4e-3
+        # the trainer's loss is a parabola in the log of the rate, 0.05 log(4)² above its least at both ends
+        losses = ladder.swept(store)
+        assert math.log(losses["0.001"] / losses["0.004"]) == pytest.approx(0.05 * math.log(4) ** 2)
+        assert losses["0.001"] == pytest.approx(losses["0.016"])
         # three of the sweep at the smallest size, of which the best is the ladder's own first run
         assert len(starts(tmp_path)) == len(set(starts(tmp_path))) == 4
         other = tmp_path / ladder.sweep()[0].out / "metrics.csv"

@@ -246,19 +246,10 @@ def _show(planned: CommandLadder, store: str, as_json: bool) -> None:
 def _forecast(
     planned: CommandLadder, asked: dict[str, Any], as_json: bool, report: Path | None, **settings: Any
 ) -> None:
-    from allometry.cli.fit import summary, write
     from allometry.forecast.commanded import Goal, forecast_commands
-    from allometry.forecast.drawing import write_atomically
     from allometry.forecast.report import to_json
 
     told = forecast_commands(planned, Goal(**asked), tell=_say, **settings)
     if report is not None:
-        told.answer.warnings += told.lines()[1:]  # the page shows them among its notes
-        page = write(told.answer, report)
-        write_atomically(report / "target.json", (to_json(told.to_dict()) + "\n").encode())
-        _say(f"Written: {page}")
-        del told.answer.warnings[-len(told.lines()[1:]) :]
-    if as_json:
-        print(to_json(told.to_dict()))
-    else:
-        print("\n".join([summary(told.answer), "", *told.lines()]))
+        _say(f"Written: {told.report(report)}")
+    print(to_json(told.to_dict()) if as_json else told)

@@ -173,10 +173,12 @@ def _lock(output: BinaryIO, folder: Path) -> None:
     while True:
         try:
             return fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError:  # any other error: this file system has no locks, so that nothing can be told
             if time.monotonic() > until:
                 raise CommandFailed(f"a process of an earlier attempt still writes to {folder}") from None
             time.sleep(_LOOK_SECONDS)
+        except OSError:
+            return None
 
 
 def _write(path: Path, text: str) -> None:

@@ -57,7 +57,7 @@ class Goal:
                 raise ValueError(f"the target's {name} must be positive and finite, not {value}")
 
 
-@dataclass
+@dataclass(repr=False)
 class CommandForecast:
     """What a ladder of commands says about a larger run, and what that run said.
 
@@ -110,6 +110,28 @@ class CommandForecast:
             f"{self.target['tokens'] / 1e6:.4g} million tokens will reach {self.value:.4f} "
             f"({self.low:.4f} to {self.high:.4f}, {self.level:.0%})"
         )
+
+    def __str__(self) -> str:
+        from allometry.forecast.told import summary
+
+        return "\n".join([summary(self.answer), "", *self.lines()])
+
+    __repr__ = __str__
+
+    def report(self, directory: str | Path) -> Path:
+        """Write what `allometry fit` writes (page, figures, ``runs.csv``, ``law.json``), and ``target.json``.
+
+        What the target said stands among the page's notes.
+        """
+        from dataclasses import replace
+
+        from allometry.forecast.drawing import write_atomically
+        from allometry.forecast.report import to_json
+        from allometry.forecast.told import write
+
+        page = write(replace(self.answer, warnings=[*self.lines(), *self.answer.warnings]), directory)
+        write_atomically(Path(directory) / "target.json", (to_json(self.to_dict()) + "\n").encode())
+        return page
 
     def lines(self) -> list[str]:
         """Forecast and measurement, and the naive forecasts beside them."""
@@ -201,7 +223,7 @@ def forecast_commands(
     if collected.missing:
         say(_missing_line(collected.missing, len(settled.runs())))
     result, told = _predicted(settled, collected, goal, level, store, plan)
-    _say_rate(ladder, settled, result)
+    _say_rate(ladder, settled, ladder.swept(store) if ladder.rates else {}, result)
     say(result.sentence())
     if goal.width is not None:
         target = (
@@ -313,10 +335,17 @@ def _target(ladder: CommandLadder, collected: Collected, goal: Goal) -> dict[str
     return {"width": goal.width, "params": float(params), "tokens": tokens, "flops": 6.0 * params * tokens}
 
 
-def _say_rate(ladder: CommandLadder, settled: CommandLadder, result: CommandForecast) -> None:
-    """Whether the sweep over rates was wide enough."""
+def _say_rate(
+    ladder: CommandLadder, settled: CommandLadder, losses: Mapping[str, float], result: CommandForecast
+) -> None:
+    """How the rate was chosen, and whether the sweep was wide enough."""
     if not ladder.rates or not isinstance(settled.lr, float):
         return
+    each = ", ".join(f"{rate} {loss:.4f}" for rate, loss in losses.items())
+    result.notes.append(
+        f"the learning rate {settled.lr:g} was chosen at width {min(ladder.widths)} and "
+        f"{min(ladder.tokens):,} tokens, by one run each: {each}"
+    )
     if settled.lr in (min(ladder.rates), max(ladder.rates)):
         end = "smallest" if settled.lr == min(ladder.rates) else "largest"
         result.notes.append(

@@ -324,16 +324,23 @@ class CommandLadder:
         """
         if not self.rates:
             return self
+        if not self.swept(store) and not all(self.done(run) for run in self.sweep()):
+            return None
+        return self._pinned(store)
+
+    def swept(self, store: Store) -> dict[str, float]:
+        """Loss by rate, as the sweep had it when the rate was chosen; empty before."""
         plan = self.plan(store, self.sweep(), "commands/sweep")
         pinned = store.find_plan("commands/rate", {"sweep": plan.digest})
-        if pinned is None:
-            if not all(self.done(run) for run in self.sweep()):
-                return None
-            pinned = self._pin(store, plan)
+        return {} if pinned is None else pinned.content["losses"]
+
+    def _pinned(self, store: Store) -> CommandLadder:
+        """The ladder with the rate whose run ended with the least loss, of those that have one."""
+        plan = self.plan(store, self.sweep(), "commands/sweep")
+        pinned = store.find_plan("commands/rate", {"sweep": plan.digest}) or self._pin(store, plan)
         return replace(self, lr=float(pinned.content["lr"]))
 
     def _pin(self, store: Store, plan: Plan) -> Plan:
-        """Choose the rate whose run ended with the least loss, of those that have one."""
         from allometry.forecast.collect import record_of
 
         losses: dict[float, float] = {}
@@ -355,7 +362,7 @@ class CommandLadder:
 
     def run(
         self,
-        store: Store,
+        store: Store | str | Path = Path(".allometry") / "store.db",
         *,
         workers: int | None = None,
         threads: int = 1,
@@ -368,7 +375,7 @@ class CommandLadder:
 
         Parameters
         ----------
-        store : Store
+        store : Store, path or URL
         workers, threads : int
             Runs side by side, and the threads of each; one worker where all share one accelerator.
         timeout : float, optional
@@ -384,19 +391,23 @@ class CommandLadder:
             Of the last part that was run; failed runs are in it with their reasons, and the same call repeats
             only these.
         """
+        from allometry.study.store import Store
+
         settings: dict[str, Any] = {"workers": workers, "threads": threads, "timeout": timeout,
                                     "display": display, "on_event": on_event}  # fmt: skip
+        if not isinstance(store, Store):
+            with Store(store) as opened:
+                return self.run(opened, tell=tell, **settings)
         ladder = self.settled(store)
         if ladder is None:
             plan = self.plan(store, self.sweep(), "commands/sweep")
             report = self.carry_out(self.sweep(), plan, store, **settings)
             if not report.done and not report.skipped:
                 return report
-            ladder = replace(self, lr=float(self._pin(store, plan).content["lr"]))
+            ladder = self._pinned(store)
             if report.failed and tell is not None:
-                tell(
-                    f"Of the sweep failed: {'; '.join(f'{key}: {why}' for key, why in report.failed.items())}"
-                )
+                reasons = "; ".join(f"{key}: {why}" for key, why in report.failed.items())
+                tell(f"The rate was chosen without {len(report.failed)} runs, which failed: {reasons}")
         if self.rates and tell is not None:
             tell(
                 f"The learning rate is {ladder.lr:g}, the best of {len(self.rates)} at width "
