@@ -1,38 +1,22 @@
 """The main job: train a ladder of small models, fit laws, forecast the large one, check the forecast.
 
-The room can be called: ``allometry.forecast(...)`` is ``allometry.forecast.forecast.forecast``.
+The room can be called: ``allometry.forecast(...)`` is ``allometry.forecast.forecast(...)``.
 """
 
-import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "ACCELERATORS": "accelerators",
-    "BudgetPlan": "budget",
-    "Check": "check",
-    "Forecast": "forecast",
-    "ForecastError": "forecast",
-    "Ladder": "ladder",
-    "PLANS": "ladder",
-    "Replays": "replays",
-    "interval_score": "check",
-    "naive_forecasts": "check",
-    "plan_budget": "budget",
-    "replay": "replays",
-}
+from allometry.rooms import Room, open_room
 
-__all__ = sorted(_PUBLIC)
+if TYPE_CHECKING:
+    from allometry.forecast.accelerators import ACCELERATORS
+    from allometry.forecast.budget import BudgetPlan, plan_budget
+    from allometry.forecast.check import Check, interval_score, naive_forecasts
+    from allometry.forecast.forecast import Forecast, ForecastError, forecast
+    from allometry.forecast.ladder import PLANS, Ladder
+    from allometry.forecast.replays import Replays, replay
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"allometry.forecast.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'allometry.forecast' has no attribute {name!r}")
-
-
-class _Room(ModuleType):
+class _Callable(Room):
     """A room whose main job has the room's own name: calling the module does the job."""
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
@@ -41,4 +25,20 @@ class _Room(ModuleType):
         return forecast(*arguments, **settings)
 
 
-sys.modules[__name__].__class__ = _Room
+open_room(
+    __name__,
+    {
+        "accelerators": ["ACCELERATORS"],
+        "budget": ["BudgetPlan", "plan_budget"],
+        "check": ["Check", "interval_score", "naive_forecasts"],
+        "forecast": ["Forecast", "ForecastError", "forecast"],
+        "ladder": ["Ladder", "PLANS"],
+        "replays": ["Replays", "replay"],
+    },
+    _Callable,
+)
+
+__all__ = [
+    "ACCELERATORS", "PLANS", "BudgetPlan", "Check", "Forecast", "ForecastError", "Ladder", "Replays",
+    "forecast", "interval_score", "naive_forecasts", "plan_budget", "replay",
+]  # fmt: skip

@@ -1,22 +1,23 @@
 """Reference model families with one size dial, and ways to choose and replace modules of any model."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "GPT": "gpt",
-    "GPTConfig": "gpt",
-    "KVCache": "attention",
-    "MLP": "mlp",
-    "ConvNet": "convnet",
-    "attention": "attention",
-    "rotary": "attention",
-}
+from allometry.rooms import open_room
 
-__all__ = sorted(_PUBLIC)
+if TYPE_CHECKING:
+    from allometry.models.attention import KVCache, attention, rotary
+    from allometry.models.convnet import ConvNet
+    from allometry.models.gpt import GPT, GPTConfig
+    from allometry.models.mlp import MLP
 
+open_room(
+    __name__,
+    {
+        "attention": ["KVCache", "attention", "rotary"],
+        "convnet": ["ConvNet"],
+        "gpt": ["GPT", "GPTConfig"],
+        "mlp": ["MLP"],
+    },
+)
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"allometry.models.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'allometry.models' has no attribute {name!r}")
+__all__ = ["GPT", "MLP", "ConvNet", "GPTConfig", "KVCache", "attention", "rotary"]

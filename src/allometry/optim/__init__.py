@@ -1,28 +1,37 @@
 """Optimizers, schedules, parameter groups, averages of weights."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "AdamWIndependent": "adamw",
-    "AveragedWeights": "ema",
-    "Role": "groups",
-    "Schedule": "schedules",
-    "WSD": "schedules",
-    "as_scheduler": "schedules",
-    "constant": "schedules",
-    "cosine": "schedules",
-    "cyclic": "schedules",
-    "linear": "schedules",
-    "param_groups": "groups",
-    "two_step": "schedules",
-    "wsd": "schedules",
-}
+from allometry.rooms import open_room
 
-__all__ = sorted(_PUBLIC)
+if TYPE_CHECKING:
+    from allometry.optim.adamw import AdamWIndependent
+    from allometry.optim.ema import AveragedWeights
+    from allometry.optim.groups import Role, param_groups
+    from allometry.optim.schedules import (
+        WSD,
+        Schedule,
+        as_scheduler,
+        constant,
+        cosine,
+        cyclic,
+        linear,
+        two_step,
+        wsd,
+    )
 
+open_room(
+    __name__,
+    {
+        "adamw": ["AdamWIndependent"],
+        "ema": ["AveragedWeights"],
+        "groups": ["Role", "param_groups"],
+        "schedules": ["Schedule", "WSD", "as_scheduler", "constant", "cosine", "cyclic", "linear",
+            "two_step", "wsd"],
+    },
+)  # fmt: skip
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"allometry.optim.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'allometry.optim' has no attribute {name!r}")
+__all__ = [
+    "WSD", "AdamWIndependent", "AveragedWeights", "Role", "Schedule", "as_scheduler", "constant", "cosine",
+    "cyclic", "linear", "param_groups", "two_step", "wsd",
+]  # fmt: skip

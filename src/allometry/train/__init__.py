@@ -1,36 +1,41 @@
 """One small training loop: trunk and branches, exact resume, stacked replicas, one process or many."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "Checkpointer": "checkpoint",
-    "DivergenceRule": "divergence",
-    "Meter": "meter",
-    "Seeds": "seeds",
-    "Stack": "stack",
-    "TrainLog": "loop",
-    "best_learning_rate": "learning_rates",
-    "bits_per_byte": "language",
-    "evaluate": "language",
-    "fit": "loop",
-    "fit_stack": "stack",
-    "launch": "parallel",
-    "learning_rate_sweep": "learning_rates",
-    "load": "checkpoint",
-    "max_stable_learning_rate": "learning_rates",
-    "next_token_loss": "language",
-    "shard": "parallel",
-    "train_language_model": "language",
-}
+from allometry.rooms import open_room
 
-__all__ = sorted(_PUBLIC)
+if TYPE_CHECKING:
+    from allometry.train.checkpoint import Checkpointer, load
+    from allometry.train.divergence import DivergenceRule
+    from allometry.train.language import bits_per_byte, evaluate, next_token_loss, train_language_model
+    from allometry.train.learning_rates import (
+        best_learning_rate,
+        learning_rate_sweep,
+        max_stable_learning_rate,
+    )
+    from allometry.train.loop import TrainLog, fit
+    from allometry.train.meter import Meter
+    from allometry.train.parallel import launch, shard
+    from allometry.train.seeds import Seeds
+    from allometry.train.stack import Stack, fit_stack
 
+open_room(
+    __name__,
+    {
+        "checkpoint": ["Checkpointer", "load"],
+        "divergence": ["DivergenceRule"],
+        "language": ["bits_per_byte", "evaluate", "next_token_loss", "train_language_model"],
+        "learning_rates": ["best_learning_rate", "learning_rate_sweep", "max_stable_learning_rate"],
+        "loop": ["TrainLog", "fit"],
+        "meter": ["Meter"],
+        "parallel": ["launch", "shard"],
+        "seeds": ["Seeds"],
+        "stack": ["Stack", "fit_stack"],
+    },
+)
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        from allometry.extras import need
-
-        need("torch", extra="train", purpose="allometry.train")
-        return getattr(importlib.import_module(f"allometry.train.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'allometry.train' has no attribute {name!r}")
+__all__ = [
+    "Checkpointer", "DivergenceRule", "Meter", "Seeds", "Stack", "TrainLog", "best_learning_rate",
+    "bits_per_byte", "evaluate", "fit", "fit_stack", "launch", "learning_rate_sweep", "load",
+    "max_stable_learning_rate", "next_token_loss", "shard", "train_language_model",
+]  # fmt: skip
