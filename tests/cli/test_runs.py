@@ -154,6 +154,21 @@ def test_json_lines_are_strict_json_also_where_a_loss_is_infinite(call, tmp_path
     assert line["spec.nested"] == {"low": "-inf"}
 
 
+def test_an_export_keeps_values_whose_names_are_taken(call, tmp_path):
+    with Store(tmp_path / ".allometry" / "store.db") as store:
+        plan = store.put_plan("forecast", {}, {"a": 1})
+        run = store.start_run(plan, "run", {"loss": 7}, seed=3)
+        values = {"name": "a name", "record": "a record", "seed": 4, "diverged": "no", "reason": "told"}
+        store.add_record(plan, "run", "first", values)
+        store.finish_run(run)
+    call("runs", "export", plan[:6], "--out", "a.jsonl")
+    line = json.loads((tmp_path / "a.jsonl").read_text())
+    assert line["name"] == "first"
+    assert line["value.name"] == "a name"
+    assert (line["record"], line["diverged"], line["reason"]) == ("a record", "no", "told")
+    assert (line["seed"], line["value.seed"], line["spec.loss"]) == (3, 4, 7)
+
+
 def test_delete_asks_and_takes_no_for_an_answer(call, ladder, tmp_path):
     folder = tmp_path / ".allometry" / "plans" / ladder[:12]
     code, told, errors = call("runs", "delete", ladder[:6], answer="n\n")

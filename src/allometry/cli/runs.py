@@ -331,7 +331,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write one row a record, its run's spec beside it; `allometry fit FILE` reads it."""
-    from allometry.forecast.drawing import write_atomically
+    from allometry.show.drawing import write_atomically
     from allometry.forecast.report import to_json
 
     ending = out.suffix.lower()
@@ -355,12 +355,14 @@ def exported(frame: pandas.DataFrame) -> pandas.DataFrame:
 
     A seed that only the records tell (a task may train several seeds) takes the run's place.
     """
-    frame = frame.rename(columns={"name": "record"})
     for name in [column for column in frame.columns if column.startswith("value.")]:
         plain = name.removeprefix("value.")
         if frame[plain].isna().all():
             frame = frame.drop(columns=plain).rename(columns={name: plain})
-    leading = ["plan", "run", "record", "status", "seed", "attempts", "reason"]
+    if "record" not in frame:  # `name` might be taken for the run's
+        frame = frame.rename(columns={"name": "record"})
+    title = "name" if "name" in frame else "record"
+    leading = ["plan", "run", title, "status", "seed", "attempts", "reason"]
     spec = [name for name in frame.columns if name.startswith("spec.")]
     told = [name for name in frame.columns if name not in (*leading, *spec)]
     frame = frame[[*leading, *told, *spec]]
