@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -86,6 +87,42 @@ def wrong(arguments: dict[str, Any], context: Context) -> Iterator[Any]:
     yield arguments["yields"] if "yields" in arguments else Record("another", "a", {})
 
 
+def leak(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
+    """Ask for ever more memory, under a limit somewhat above what there is, after one record."""
+    yield Record(arguments["key"], "first", {"value": 1.0})
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, before[1]))
+    hoard = []
+    try:
+        while True:
+            hoard.append(bytearray(2**20))
+    finally:
+        hoard.clear()
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def fill(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
+    """Records of 20 kB each."""
+    for number in range(arguments["records"]):
+        yield Record(arguments["key"], f"number={number}", {"value": number, "filler": "x" * 20_000})
+
+
+def checkpointed(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
+    """Count by checkpoints, and be killed at the given step of the first attempt."""
+    from allometry.train.checkpoint import Checkpointer
+
+    keeper = Checkpointer(context.directory)
+    kept = keeper.load("current")
+    step = first = 0 if kept is None else kept[1]["step"]
+    while step < arguments["steps"]:
+        step += 1
+        if context.attempt == 1 and step == arguments["killed"]:
+            raise InterruptedError("cut short")
+        keeper.save("current", {}, {"step": step})
+    yield Record(arguments["key"], f"attempt={context.attempt}", {"value": step, "began": first})
+
+
 def nothing(arguments: dict[str, Any], context: Context) -> None:
     """A task with nothing to tell."""
 
@@ -105,9 +142,10 @@ def counts(folder: Path, number: int, *, steps: int = 20, pause: float = 0.0) ->
 
 
 def main() -> None:
-    """Count six runs in a process of its own: folder, pause and workers are arguments."""
+    """Count six runs in a process of its own: folder, pause, workers and perhaps a store are arguments."""
     folder = Path(sys.argv[1])
-    with Store(folder / "store.db") as store:
+    target = sys.argv[4] if len(sys.argv) > 4 else folder / "store.db"
+    with Store(target, directory=folder) as store:
         plan = store.put_plan("kind", {}, {})
         tasks = counts(folder, 6, pause=float(sys.argv[2]))
         report = execute(tasks, store, plan, workers=int(sys.argv[3]), display="plain")

@@ -91,25 +91,52 @@ class StoreError(RuntimeError):
     """A store that cannot be opened, read or written; one sentence says why."""
 
 
+class StoreUnreachable(StoreError):
+    """A store on a server that does not answer now, and may later: worth waiting for."""
+
+
 def where(url: URL) -> str:
     """The database as a person would name it, without its password."""
     return str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string()
 
 
-def _sentence(url: URL, error: Exception) -> str:
-    cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+def _spoken(url: URL, error: sql.exc.DBAPIError) -> StoreError:
+    """The error as a sentence that says what to do."""
+    cause = str(error.orig or error).strip().splitlines()[0]
     place = where(url)
+    if url.get_backend_name() != "sqlite":
+        if "No space left" in cause:
+            return StoreError(f"the server of {place} has a full disk ({cause}); free some space and go on")
+        if "authentication" in cause or "does not exist" in cause:
+            return StoreError(f"the store at {place} cannot be opened ({cause}); look the URL over")
+        if error.connection_invalidated or isinstance(error, sql.exc.OperationalError):
+            return StoreUnreachable(
+                f"the store at {place} cannot be reached ({cause}); what was stored is safe: start the "
+                "server and give the same command again"
+            )
+        return StoreError(f"the store at {place} cannot be used: {cause}")
     if "not a database" in cause:
-        return f"{place} is not a store: it is not a SQLite database; name another file"
+        return StoreError(f"{place} is not a store: it is not a SQLite database; name another file")
     if "malformed" in cause:
-        return f"{place} is damaged ({cause}); restore it from a copy, or move it away and begin anew"
+        return StoreError(
+            f"{place} is damaged ({cause}); restore it from a copy, or move it away and begin anew"
+        )
     if "readonly" in cause or "unable to open" in cause:
-        return f"{place} cannot be written ({cause}); make the file and its folder writable, or name another"
+        return StoreError(
+            f"{place} cannot be written ({cause}); make the file and its folder writable, or name another"
+        )
     if "full" in cause:
-        return f"{place} cannot be written: the disk is full ({cause}); free some space and go on"
+        return StoreError(f"{place} cannot be written: the disk is full ({cause}); free some space and go on")
+    if "disk I/O" in cause:
+        return StoreError(
+            f"{place} cannot be written or read ({cause}): its disk is full, limited or failing; see to it "
+            "and go on"
+        )
     if "locked" in cause:
-        return f"{place} stayed locked by another process for {_BUSY_SECONDS:.0f} s; end that process"
-    return f"the store at {place} cannot be used: {cause}"
+        return StoreError(
+            f"{place} stayed locked by another process for {_BUSY_SECONDS:.0f} s; end that process"
+        )
+    return StoreError(f"the store at {place} cannot be used: {cause}")
 
 
 def parse(target: str | Path) -> URL:
@@ -178,7 +205,8 @@ class Database:
             self._engine = _connect_sqlite(self.url)
         else:
             # A connection idle through hours of training may have been cut; it is tried before it is used.
-            self._engine = sql.create_engine(self.url, pool_pre_ping=True)
+            patience = {} if "connect_timeout" in self.url.query else {"connect_timeout": 10}
+            self._engine = sql.create_engine(self.url, pool_pre_ping=True, connect_args=patience)
         self._writer = self._engine.execution_options(writes=True)
         try:
             self._prepare()
@@ -189,23 +217,23 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one moment of the store."""
-        with self._spoken(), self._engine.begin() as connection:
+        with self._sentences(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that is on the disk when the block ends, or leaves no trace."""
-        with self._spoken(), self._writer.begin() as connection:
+        with self._sentences(), self._writer.begin() as connection:
             yield connection
 
     @contextmanager
-    def _spoken(self) -> Iterator[None]:
+    def _sentences(self) -> Iterator[None]:
         try:
             yield
         except sql.exc.IntegrityError:
             raise
         except sql.exc.DBAPIError as error:
-            raise StoreError(_sentence(self.url, error)) from error
+            raise _spoken(self.url, error) from error
 
     def clock(self, connection: Connection) -> float:
         """The database's own time, seconds since 1970: one clock for all machines that share the store."""

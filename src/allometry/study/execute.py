@@ -23,6 +23,7 @@ from typing import Literal
 from allometry.study import progress
 from allometry.study.canonical import message, restore
 from allometry.study.cores import usable_cores
+from allometry.study.database import StoreError
 from allometry.study.job import Event, Job, Report
 from allometry.study.owner import Owner
 from allometry.study.store import Plan, Store
@@ -136,6 +137,8 @@ def _in_workers(job: Job, threads: int) -> None:
         if words is not None:
             if words["event"] == "ready":
                 worker.ready = True
+            elif words["event"] == "refused":  # it cannot open the store, and so says which one and why
+                raise StoreError(words["reason"])
             elif worker.task is not None and job.handle(worker.task, words):
                 worker.task = None
             return

@@ -30,6 +30,9 @@ LEASE = 90.0  # seconds of watching without a heartbeat after which an owner els
 BEAT = 15.0  # seconds between heartbeats
 
 
+_forsaken: set[tuple[str, int, int]] = set()  # (database, run, attempt) that this process gave up untold
+
+
 class Runs:
     """What a :class:`~allometry.study.store.Store` does with runs."""
 
@@ -163,7 +166,16 @@ class Runs:
                 claimed = [run_of(row) for row in connection.execute(query.order_by(run_table.c.id))]
         return claimed
 
+    def forsake(self, *runs: Run) -> None:
+        """Give up claimed runs when the store cannot be told: this process finds them free when it can again.
+
+        Any other process finds them free once this one has ended.
+        """
+        _forsaken.update((str(self._database.url), run.id, run.attempts) for run in runs)
+
     def _lives(self, run: Run) -> bool:
+        if (str(self._database.url), run.id, run.attempts) in _forsaken:
+            return False
         alive = run.owner.alive() if run.owner is not None else False
         if alive is not None:
             return alive

@@ -29,10 +29,12 @@ from typing import Any
 from urllib.parse import quote
 
 from allometry.study.canonical import canonical, digest, message, restore
+from allometry.study.database import StoreError, StoreUnreachable
 from allometry.study.store import BEAT, Run, Store
 from allometry.study.task import Context, Record, Task
 
 _PROGRESS_SECONDS = 0.1  # progress is passed on at most this often
+_PATIENCE = 300.0  # seconds that a result waits for a server that is restarted or cut off
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
                      "VECLIB_MAXIMUM_THREADS")  # fmt: skip
 
@@ -109,9 +111,21 @@ class _Heart:
 
 
 def carry_out(
-    task: Task, store: Store, plan: str, threads: int, tell: Callable[[Message], None], stop: threading.Event
+    task: Task,
+    store: Store,
+    plan: str,
+    threads: int,
+    tell: Callable[[Message], None],
+    stop: threading.Event,
+    *,
+    place: str = "",
 ) -> Message:
     """Do one task in this process and return how it ended.
+
+    Parameters
+    ----------
+    place : str
+        Where this is, for the reason of a failure; empty on the user's own machine.
 
     Returns
     -------
@@ -119,7 +133,10 @@ def carry_out(
         ``outcome`` is ``done``, ``skipped`` (all its runs have ended meanwhile), ``busy`` (another living
         process holds one), ``stopped`` or ``failed``, the last with a ``reason`` in one line.
     """
-    claimed = store.claim(plan, task.runs)
+    try:
+        claimed = _patiently(store.claim, plan, task.runs)
+    except StoreError as error:
+        return {"outcome": "failed", "reason": _reason(error, place)}
     if claimed is None:
         return {"outcome": "busy"}
     if not claimed:
@@ -142,17 +159,19 @@ def carry_out(
         if run not in task.runs:
             raise ValueError(f"task {task.key!r} has no run {run!r}; its runs are {', '.join(task.runs)}")
         if run in open_runs:  # told before, perhaps by an earlier attempt: nothing changes
-            store.fail_run(open_runs.pop(run), reason, "diverged", step)
+            _patiently(store.fail_run, open_runs.pop(run), reason, "diverged", step)
             tell({"event": "diverged", "run": run, "reason": reason, "step": step})
 
+    def keep(record: Record) -> None:
+        _keep(record, task, store, plan, tell)
+
     try:
-        first = max(run.attempts for run in claimed) == 1
-        if first and directory.exists():
+        attempt = max(run.attempts for run in claimed)
+        if attempt == 1 and directory.exists():
             shutil.rmtree(directory)  # left by a store that is gone: its checkpoints are ahead of our records
         directory.mkdir(parents=True, exist_ok=True)
         done = frozenset(store.record_names(plan, task.runs))
-        attempt = max(run.attempts for run in claimed)
-        tell({"event": "started" if first else "resumed", "attempt": attempt, "records": len(done)})
+        tell({"event": "started" if attempt == 1 else "resumed", "attempt": attempt, "records": len(done)})
         context = Context(
             directory,
             done=done,
@@ -161,36 +180,91 @@ def carry_out(
             threads=task.threads or threads,
             on_progress=on_progress,
             on_diverged=on_diverged,
-            on_record=lambda record: _keep(record, task, store, plan, tell),
+            on_record=keep,
             stop=stop,
         )
-        arguments = restore(canonical(dict(task.arguments)))  # what any worker would be given, here too
-        with (
-            _output_to(directory / "output.txt"),
-            _Heart(store, claimed, steps, stop),
-            computing_threads(context.threads),
-        ):
-            for record in find_function(task.function)(arguments, context) or ():
-                _keep(record, task, store, plan, tell)
+        with _Heart(store, claimed, steps, stop):
+            try:
+                _work(task, context, keep)
+            except Exception as error:
+                if not _unreadable(error):
+                    raise
+                _set_aside(directory)
+                tell({"event": "retried", "reason": "its checkpoints cannot be read: set aside, begun anew"})
+                _work(task, context, keep)
         if stop.is_set():
             # Did it come to its end or return early? Only the task can tell: it will be asked again.
             store.release(*open_runs.values())
             return {"outcome": "stopped"}
-        store.finish_run(*open_runs.values())
+        _patiently(store.finish_run, *open_runs.values())
         return {"outcome": "done"}
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = _reason(error, place)
         with contextlib.suppress(OSError):
             (directory / "error.txt").write_text(traceback.format_exc())
         step = context.step if context is not None else None
         for run in open_runs.values():
-            with contextlib.suppress(Exception):  # the store itself may be what failed
+            try:
                 store.fail_run(run, reason, "failed", step)
+            except Exception:  # the store itself may be what failed
+                store.forsake(run)
         return {"outcome": "failed", "reason": reason}
     except BaseException:  # Ctrl-C where the task runs in the caller's own process
-        with contextlib.suppress(Exception):
+        try:
             store.release(*open_runs.values())
+        except Exception:
+            store.forsake(*open_runs.values())
         raise
+
+
+def _work(task: Task, context: Context, keep: Callable[[Record], None]) -> None:
+    arguments = restore(canonical(dict(task.arguments)))  # what any worker would be given, here too
+    with _output_to(context.directory / "output.txt"), computing_threads(context.threads):
+        for record in find_function(task.function)(arguments, context) or ():
+            keep(record)
+
+
+def _reason(error: Exception, place: str) -> str:
+    words = str(error)
+    if not words.strip():
+        words = "there was no memory left for it" if isinstance(error, MemoryError) else "no reason given"
+    if place:
+        where = f"on {place}" + (
+            "; every machine of the cluster must see the same files under the same paths"
+            if isinstance(error, FileNotFoundError)
+            else ""
+        )
+        words = f"{words} ({where})"
+    return " ".join(f"{type(error).__name__}: {words}".split())
+
+
+def _patiently(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """Call a method of the store; while its server is away, again and again, as long as patience lasts.
+
+    A task waits where it stands, so that a server's restart costs the time that it takes and no run.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return call(*given, **named)
+        except StoreUnreachable:
+            if time.monotonic() > until:
+                raise
+            time.sleep(min(1.0, _PATIENCE))
+
+
+def _unreadable(error: Exception) -> bool:
+    """Whether checkpoints are what failed; asked without loading torch, which a task need not use."""
+    module = sys.modules.get("allometry.train.checkpoint")
+    return module is not None and isinstance(error, module.CheckpointError)
+
+
+def _set_aside(directory: Path) -> None:
+    """Move a task's folder out of the way, for whoever wants to look, and make an empty one."""
+    beside = directory.with_name(directory.name + ".unreadable")
+    shutil.rmtree(beside, ignore_errors=True)
+    directory.rename(beside)
+    directory.mkdir()
 
 
 def _keep(record: Any, task: Task, store: Store, plan: str, tell: Callable[[Message], None]) -> None:
@@ -201,7 +275,7 @@ def _keep(record: Any, task: Task, store: Store, plan: str, tell: Callable[[Mess
             f"{task.function} yielded a record of run {record.run!r}, which is not among the runs of the "
             f"task: {', '.join(task.runs)}"
         )
-    if store.add_record(plan, record.run, record.name, record.values, timing=record.timing):
+    if _patiently(store.add_record, plan, record.run, record.name, record.values, timing=record.timing):
         told = {**record.values, **record.timing}
         tell({"event": "record", "run": record.run, "name": record.name, "values": told})
 
@@ -278,7 +352,12 @@ def main() -> None:
         except OSError:
             os._exit(1)
 
-    with Store(setup["url"], directory=setup["directory"]) as store:
+    try:
+        store = Store(setup["url"], directory=setup["directory"])
+    except StoreError as error:
+        tell({"event": "refused", "reason": str(error)})
+        return
+    with store:
         tell({"event": "ready"})
         while True:
             command = tasks.get()
