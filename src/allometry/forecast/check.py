@@ -121,6 +121,8 @@ def naive_forecasts(table: pd.DataFrame, flops: float, level: float = 0.9) -> pd
     import pandas as pd
     from scipy import stats
 
+    from allometry.laws.ruler import reach
+
     _refuse_level(level)
     if not 0 < flops < math.inf:
         raise ValueError(f"flops must be positive and finite, got {flops}")
@@ -137,13 +139,13 @@ def naive_forecasts(table: pd.DataFrame, flops: float, level: float = 0.9) -> pd
     below, last = rungs.iloc[-2], rungs.iloc[-1]
     if below["flops"] == last["flops"]:
         raise ValueError(f"a ruler needs two rungs of different compute, both have {last['flops']:g} FLOPs")
-    reach = math.log(flops / last["flops"]) / math.log(last["flops"] / below["flops"])
+    far = float(reach(flops, below["flops"], last["flops"]))
     quantile = stats.t.ppf(0.5 + level / 2, freedom) if freedom else math.nan
     rules = {
         "last rung": (last["log_loss"], 1.0 / last["seeds"]),
         "ruler": (
-            last["log_loss"] + reach * (last["log_loss"] - below["log_loss"]),
-            (1 + reach) ** 2 / last["seeds"] + reach**2 / below["seeds"],
+            last["log_loss"] + far * (last["log_loss"] - below["log_loss"]),
+            (1 + far) ** 2 / last["seeds"] + far**2 / below["seeds"],
         ),
     }
     rows = {}

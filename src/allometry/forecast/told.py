@@ -6,13 +6,13 @@ What is said is gathered once, for the terminal and for the page alike; `allomet
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allometry.forecast.report import FORMULAS, to_json
-from allometry.forecast.text import aligned, columns, cut, percent, wrapped
+from allometry.show.text import aligned, columns, cut, percent, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,11 +118,24 @@ def trust_facts(told: Answer) -> list[tuple[str, str]]:
                              f"foretold without them: error {100 * test['error']:.2f} % (root mean square), "
                              f"bias {percent(test['bias'])}, {100 * test['inside']:.0f} % inside the "
                              f"{100 * test['level']:g} % interval"))  # fmt: skip
+    rows.append(("ruler", ruler_told(test)))
     for one in told.forecasts:
         if len(one["each"]) > 1:
             each = ", ".join(f"{name} {value:.4f}" for name, value in one["each"].items())
             rows.append(("each form", f"{each} at {_place(one['given'])}"))
     return rows
+
+
+def ruler_told(test: Mapping[str, Any]) -> str:
+    """What a straight line did on the records of the backtest, beside the law."""
+    line = test["ruler"]
+    if not math.isfinite(line["error"]):
+        return "none: there are no two scales to draw a line through"
+    nearer = "nearer than the law" if line["error"] < test["error"] else "farther off than the law"
+    return (
+        f"a line through the two largest runs of the rest, log loss against log {line['scale']}: error "
+        f"{100 * line['error']:.2f} % on the same records, bias {percent(line['bias'])}, {nearer}"
+    )
 
 
 def choice_rows(told: Answer) -> list[list[str]]:
@@ -153,7 +166,7 @@ def figure(told: Answer) -> Figure:
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
-    from allometry.forecast.drawing import readable_ticks, size_colors, style
+    from allometry.show.drawing import readable_ticks, size_colors, style
 
     with style(), matplotlib.rc_context({"axes.prop_cycle": cycler(color=size_colors(4))}):
         drawn = Figure(figsize=(7.0, 4.2), layout="constrained")
@@ -183,7 +196,7 @@ def draw(told: Answer, path: str | Path) -> Path:
     ValueError
         Another ending.
     """
-    from allometry.forecast.drawing import style
+    from allometry.show.drawing import style
 
     path = Path(path)
     refuse_ending(path)
@@ -206,7 +219,7 @@ def write(told: Answer, directory: str | Path) -> Path:
     ``law.json`` holds the answer, and under ``"fits"`` all that `Fit.from_dict` needs; ``runs.csv`` the
     records that the law was fitted to, with their residuals.
     """
-    from allometry.forecast.drawing import save, write_atomically
+    from allometry.show.drawing import save, write_atomically
 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,8 +233,8 @@ def write(told: Answer, directory: str | Path) -> Path:
 def page(told: Answer, svg: str) -> str:
     """The page's HTML around the figure's ``svg``."""
     from allometry import __version__
-    from allometry.forecast.drawing import inline_svg
-    from allometry.forecast.markup import bullets, document, listing, section, shown, table
+    from allometry.show.drawing import inline_svg
+    from allometry.show.markup import bullets, document, listing, section, shown, table
 
     left = told.residuals()
     first = told.fit.form.inputs[0]

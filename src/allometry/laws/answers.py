@@ -22,6 +22,7 @@ from allometry.laws.average import Average
 from allometry.laws.compare import Backtest, backtest, compare_forms
 from allometry.laws.fit import Fit, fit
 from allometry.laws.forms import Form, get_form
+from allometry.laws.ruler import ruled
 from allometry.laws.runs import SCALES, Runs
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Answer:
     optima : dict of Allocation
         The best split of the budget by each form; empty where none was asked for.
     backtest : dict
-        What the law fitted without the largest runs said of them; ``reason`` where that is not possible.
+        What the law fitted without the largest runs said of them, and under ``ruler`` what a straight line
+        did (`allometry.laws.ruler`); ``reason`` where that is not possible.
     choice : DataFrame or None
         The forms compared, where the law was not given.
     warnings : list of str
@@ -187,7 +189,9 @@ def _answer(
     resamples: int,
     random_state: int,
 ) -> Answer:
-    points = runs.final(pick)
+    # A table's order means nothing, so it may not choose which draw of the noise falls on which point.
+    by = [name for name in (*SCALES, "unique_tokens", "loss", "run") if name in runs.table]
+    points = runs.final(pick).sort_values(by, kind="stable")
     said = list(runs.notes)
     if pick == "all" and runs.logs:
         said.append("All records of each log are used: on the way the learning rate had not decayed.")
@@ -195,7 +199,6 @@ def _answer(
         said.append(f"Of {len(points):,} records the law uses {_POINTS:,}, evenly by loss.")
         order = np.argsort(points["loss"].to_numpy(), kind="stable")
         points = points.iloc[np.sort(order[np.linspace(0, len(points) - 1, _POINTS).astype(int)])]
-        points = points.reset_index(drop=True)
     inputs = _inputs(points, said)
     forms = _forms(law, inputs, points)
     inputs = forms[0].inputs
@@ -214,12 +217,13 @@ def _answer(
                 random_state=random_state) for form in forms]  # fmt: skip
     predicted = Average(fits).predict(x)
     points = points.assign(predicted=predicted, residual=np.log(y / predicted))
-    out = Answer(runs, points, fits, level, choice=choice, warnings=[*fits[0].warnings, *said])
+    in_order = points.sort_index().reset_index(drop=True)
+    out = Answer(runs, in_order, fits, level, choice=choice, warnings=[*fits[0].warnings, *said])
     for place in predict:
         out.forecasts.append(_forecast(out, place))
     if optimal_for is not None:
         out.optima = _optima(out, optimal_for)
-    out.backtest = _backtest(out, x, y, random_state)
+    out.backtest = _backtest(out, points, x, y, random_state)
     return out
 
 
@@ -353,9 +357,11 @@ def _rungs(form: Form, points: pandas.DataFrame, forms: Sequence[Form]) -> int:
     return count
 
 
-def _backtest(out: Answer, x: Mapping[str, Any], y: Any, random_state: int) -> dict[str, Any]:
-    """The same laws without the largest sizes, asked for them."""
-    points, forms = out.points, [one.form for one in out.fits]
+def _backtest(
+    out: Answer, points: pandas.DataFrame, x: Mapping[str, Any], y: Any, random_state: int
+) -> dict[str, Any]:
+    """The same laws without the largest sizes, asked for them; and a ruler on the same records."""
+    forms = [one.form for one in out.fits]
     scale = forms[0].inputs[0]
     sizes = np.unique(np.log(x[scale]).round(9))
     if len(sizes) < 3:
@@ -380,14 +386,17 @@ def _backtest(out: Answer, x: Mapping[str, Any], y: Any, random_state: int) -> d
     observed, value = y[held], np.atleast_1d(told.value)
     low, high = np.atleast_1d(told.low), np.atleast_1d(told.high)
     error = np.log(value / observed)
+    line = ruled(points, tests[0].held_out, scale)
     return {
         "scale": scale, "sizes": count, "points": len(held), "from": float(x[scale][held].min()),
         "error": float(np.sqrt(np.mean(error**2))), "bias": float(error.mean()), "level": out.level,
+        "ruler": {"scale": line.scale, "error": line.error, "bias": line.bias},
         "inside": float(np.mean((low <= observed) & (observed <= high))),
         "records": [
             {"run": str(points["run"].iloc[i]), **{name: float(x[name][i]) for name in forms[0].inputs},
-             "observed": float(o), "predicted": float(p), "low": float(bottom), "high": float(top)}
-            for i, o, p, bottom, top in zip(held, observed, value, low, high, strict=True)
+             "observed": float(o), "predicted": float(p), "low": float(bottom), "high": float(top),
+             "ruler": float(ruler)}
+            for i, o, p, bottom, top, ruler in zip(held, observed, value, low, high, line.values, strict=True)
         ],
     }  # fmt: skip
 

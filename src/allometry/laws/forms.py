@@ -101,6 +101,7 @@ class Form(ABC):
         limits = np.array([(parameter.lower, parameter.upper) for parameter in self.parameters])
         return self.to_coordinates(limits[:, 0]), self.to_coordinates(limits[:, 1])
 
+    @abstractmethod
     def units(self, shift: Array, target_shift: float) -> tuple[Array, Array]:
         """Map coordinates fitted in scaled units to the caller's units: ``theta = matrix @ scaled + offset``.
 
@@ -110,8 +111,12 @@ class Form(ABC):
             Logarithm of the unit of each input.
         target_shift : float
             Logarithm of the unit of the target (zero where `scales_target` is False).
+
+        Returns
+        -------
+        matrix : array (p, p)
+        offset : array (p,)
         """
-        raise NotImplementedError
 
     def shifts(self, features: Array) -> Array:
         """Logarithms of the units ``(k,)`` in which the solver sees the inputs: their geometric means."""

@@ -46,6 +46,13 @@ class Served(Form):
         self.name = f"{inner.name}, serving {tokens_served:g} tokens"
         self.inputs = inner.inputs
         self.parameters = inner.parameters
+        self.scales_target = inner.scales_target
+
+    def shifts(self, features: Array) -> Array:
+        return np.zeros(features.shape[1])  # the tokens served are counted in the caller's unit
+
+    def units(self, shift: Array, target_shift: float) -> tuple[Array, Array]:
+        return self.inner.units(shift, target_shift)
 
     def _trained(self, features: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Log inputs ``(n, k)`` with the tokens left for training, and where any are left ``(n,)``."""
