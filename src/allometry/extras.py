@@ -12,6 +12,33 @@ _INSTALLS = {
 }
 
 
+def installed(extra: str) -> bool:
+    """Whether all packages that an extra of this one names are there.
+
+    >>> installed("no such extra")
+    Traceback (most recent call last):
+        ...
+    ValueError: allometry has no extra 'no such extra'
+    """
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    known = metadata.metadata("allometry").get_all("Provides-Extra") or []
+    if extra not in known:
+        raise ValueError(f"allometry has no extra {extra!r}")
+    for text in metadata.requires("allometry") or []:
+        wanted = Requirement(text)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            continue
+        if wanted.marker.evaluate({"extra": extra}):
+            try:
+                metadata.version(wanted.name)
+            except metadata.PackageNotFoundError:
+                return False
+    return True
+
+
 class MissingExtra(ImportError):
     """A package that an optional part needs is not installed."""
 

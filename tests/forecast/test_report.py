@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from allometry.forecast.drawing import DARK, LIGHT, round_ticks, save, size_colors, spread_apart
+from allometry.show.drawing import DARK, LIGHT, round_ticks, save, size_colors, spread_apart
 from allometry.forecast.figures import loss_figure, replay_figure
 from allometry.forecast.forecast import Forecast
 from allometry.forecast.report import command, summary, to_json, write

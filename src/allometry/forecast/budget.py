@@ -296,7 +296,7 @@ def _positive(name: str, value: float) -> float:
 
 # --- what is said ------------------------------------------------------------------------------------------
 def _facts(plan: BudgetPlan) -> list[tuple[str, str]]:
-    from allometry.forecast.drawing import quantity
+    from allometry.show.drawing import quantity
 
     def span(limits: tuple[float, float] | None, form: str) -> str:
         if limits is None:
@@ -336,7 +336,7 @@ def _facts(plan: BudgetPlan) -> list[tuple[str, str]]:
 
 def _reach(plan: BudgetPlan, laws: Sequence[Law], rule: Recipe) -> list[str]:
     """How far the plan lies outside the runs behind it, in orders of magnitude."""
-    from allometry.forecast.drawing import quantity
+    from allometry.show.drawing import quantity
 
     law = laws[0]
     if isinstance(law, PublishedLaw):

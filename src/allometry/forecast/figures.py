@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from allometry.forecast.drawing import (
+from allometry.show.drawing import (
     LIGHT,
     Array,
     label_margin,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from allometry.forecast.drawing import inline_svg
-from allometry.forecast.markup import bullets, document, listing, section, shown, table
+from allometry.show.drawing import inline_svg
+from allometry.show.markup import bullets, document, listing, section, shown, table
 from allometry.forecast.report import (
     FORMULAS,
     backtest,
@@ -21,7 +21,7 @@ from allometry.forecast.report import (
     plan_facts,
     verdict,
 )
-from allometry.forecast.text import percent
+from allometry.show.text import percent
 
 if TYPE_CHECKING:
     from allometry.forecast.forecast import Forecast

@@ -73,7 +73,7 @@ class Replays:
 
     def write(self, directory: str | Path) -> Path:
         """Write replays.csv, replays.json, replays.txt and the figure."""
-        from allometry.forecast.drawing import write_atomically
+        from allometry.show.drawing import write_atomically
         from allometry.forecast.figures import replay_figure
         from allometry.forecast.report import to_json
 

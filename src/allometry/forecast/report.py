@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allometry.forecast.text import aligned, columns, cut, percent, wrapped
-from allometry.forecast.text import aligned as _aligned  # noqa: F401  what budget.py still calls them
-from allometry.forecast.text import cut as _cut  # noqa: F401
-from allometry.forecast.text import wrapped as _wrapped  # noqa: F401
+from allometry.show.text import aligned, columns, cut, percent, wrapped
+from allometry.show.text import aligned as _aligned  # noqa: F401  what budget.py still calls them
+from allometry.show.text import cut as _cut  # noqa: F401
+from allometry.show.text import wrapped as _wrapped  # noqa: F401
 
 if TYPE_CHECKING:
     from allometry.forecast.forecast import Forecast
@@ -86,7 +86,7 @@ def write(result: Forecast, directory: str | Path) -> Path:
     Beside the page: ``forecast`` and ``residuals`` as .png and .svg, ``runs.csv`` (every record, floats
     exact) and ``law.json`` (all else; floats exact, what JSON has no number for as "NaN" or "Infinity").
     """
-    from allometry.forecast.drawing import save, write_atomically
+    from allometry.show.drawing import save, write_atomically
     from allometry.forecast.figures import loss_figure, residual_figure
     from allometry.forecast.page import page
 
@@ -228,7 +228,7 @@ def choice_table(result: Forecast) -> tuple[list[str], list[list[str]]]:
 
 def ladder_table(result: Forecast) -> tuple[list[str], list[list[str]]]:
     """Mean loss over seeds, and their spread, a row a size and a column a horizon."""
-    from allometry.forecast.drawing import quantity
+    from allometry.show.drawing import quantity
     from allometry.forecast.figures import finite_runs
 
     runs = finite_runs(result.runs)

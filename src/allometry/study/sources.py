@@ -1,0 +1,131 @@
+"""Which code stands behind a number: the modules that a study imports, and one hash of what they do.
+
+The hash is of the parsed code without its layout, comments and docstrings, and of the modules that the study
+reaches through imports, not of the project: a new page of the guide makes no evidence stale, a changed
+optimizer does.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+ROOT = __name__.partition(".")[0]
+_MACHINERY = tuple(
+    f"{ROOT}.{room}" for room in ("study", "forecast", "web", "cli")
+)  # carry, and change nothing
+
+
+def modules_of(file: str | Path, name: str = "") -> dict[str, str]:
+    """Modules of this project behind a file, itself included, with the hash of each one's code.
+
+    Parameters
+    ----------
+    file : path
+        Of the study.
+    name : str
+        Its module's name, for relative imports.
+
+    Examples
+    --------
+    >>> from allometry.study import tune
+    >>> list(modules_of(tune.__file__, "allometry.study.tune"))
+    ['allometry.study.tune']
+    """
+    first = name or Path(file).stem
+    found = {first: code_digest(str(Path(file).resolve()))}
+    todo = [Path(file).resolve()]
+    while todo:
+        for module in _imports(str(todo.pop())):
+            if module in found or module.startswith(_MACHINERY):
+                continue
+            origin = _origin(module)
+            if origin is not None:
+                found[module] = code_digest(origin)
+                todo.append(Path(origin))
+    return dict(sorted(found.items()))
+
+
+def digest_of(modules: dict[str, str]) -> str:
+    """One hash of many; renaming the study's own file does not change it."""
+    return hashlib.sha256("\n".join(sorted(modules.values())).encode()).hexdigest()
+
+
+@functools.cache
+def code_digest(file: str) -> str:
+    """Hash of a file's code without comments, layout and docstrings."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body
+            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                node.body = body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@functools.cache
+def _origin(module: str) -> str | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return spec.origin if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+
+
+@functools.cache
+def _imports(file: str) -> tuple[str, ...]:
+    """Names of this project's modules that a file imports, at its top or within functions."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    found: list[str] = []
+    rooms: dict[str, str] = {}  # names that stand for packages whose public names are loaded lazily
+    for node in _running(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == ROOT:
+                    found.append(alias.name)
+                    rooms[alias.asname or alias.name] = alias.name
+        elif (
+            isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == ROOT
+        ):
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if _origin(whole) is not None and _public(node.module, alias.name) is None:
+                    found.append(whole)
+                    rooms[alias.asname or alias.name] = whole
+                else:
+                    found.append(_public(node.module, alias.name) or node.module)
+    for node in _running(tree):
+        if isinstance(node, ast.Attribute):
+            place = rooms.get(ast.unparse(node.value))
+            if place is not None:
+                inner = f"{place}.{node.attr}"
+                found.append(_public(place, node.attr) or (inner if _origin(inner) else place))
+    return tuple(dict.fromkeys(found))
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that are ever executed: what only type checkers read is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _running(node)
+
+
+def _public(package: str, name: str) -> str | None:
+    """The module that defines a package's lazily loaded public name."""
+    module: ModuleType | None = sys.modules.get(package)
+    if module is None:
+        origin = _origin(package)
+        if origin is None or not origin.endswith("__init__.py"):
+            return None
+        module = importlib.import_module(package)
+    inner = vars(module).get("_homes", {}).get(name)
+    return None if inner is None else f"{package}.{inner}"
