@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SCALES", "Choice", "candidates", "normalise", "number", "numbers", "read_as"]
+__all__ = ["SCALES", "Choice", "candidates", "normalise", "number", "numbers", "read_as", "shown"]
 
 GOOD, BLANK, TEXT, NOT_FINITE, UNCLEAR = range(5)
 SCALES = ("params", "tokens", "flops")
@@ -78,7 +78,7 @@ _PLACES = ("config_", "summary_", "hparams_", "hyperparameters_", "params_", "me
            "param_", "metric_")  # fmt: skip
 _SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _COUNTS = ("params", "tokens", "unique_tokens")
-_AT_END = re.compile(r"(\w{2,})_(?:in_)?([kmbgt]|thousands?|millions?|billions?|trillions?)")
+_AT_END = re.compile(r"(\w{2,}?)_(?:in_)?([kmbgt]|thousands?|millions?|billions?|trillions?)")
 _BLANKS = {"", "na", "n/a", "null", "none", "-"}
 
 
@@ -101,6 +101,16 @@ def normalise(name: str) -> str:
     """
     spread = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name))
     return re.sub(r"[^0-9a-z]+", "_", spread.lower()).strip("_")
+
+
+def shown(names: Iterable[str], most: int) -> str:
+    """Names for a sentence: no more than ``most``, none longer than 60 characters.
+
+    >>> shown(["loss", "x" * 100], 1)
+    'loss, ...'
+    """
+    short = [name if len(name) <= 60 else f"{name[:57]}..." for name in names]
+    return ", ".join(short[:most]) + (", ..." if len(short) > most else "")
 
 
 def candidates(names: Iterable[str]) -> dict[str, list[Choice]]:
@@ -238,9 +248,15 @@ def number(text: str, *, suffixes: bool = True, comma: str = "thousands") -> tup
 
 
 def numbers(
-    values: Sequence[Any], *, suffixes: bool = True, comma: str = "thousands"
+    values: Sequence[Any] | NDArray[np.float64], *, suffixes: bool = True, comma: str = "thousands"
 ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """Cells as numbers ``(n,)`` (NaN where there is none) and what each was (GOOD, BLANK, ...)."""
+    """Cells as numbers ``(n,)`` (NaN where there is none) and what each was (GOOD, BLANK, ...).
+
+    In an array of floats, of a table that was parsed already, NaN is a blank.
+    """
+    if isinstance(values, np.ndarray):
+        finite = np.isfinite(values)
+        return values, np.where(finite, GOOD, np.where(np.isnan(values), BLANK, NOT_FINITE)).astype(np.int8)
     kinds = {type(value) for value in values}
     if kinds <= {str, float, int} and comma != "decimal":
         try:  # all of them plain numbers: nearly every file

@@ -43,6 +43,14 @@ class Part:
     told: list[str] = field(default_factory=list)
     fixed: bool = False
 
+    def take(self, numeric: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+        """Cells of the columns named: those that are to be numbers, and those that are to be labels.
+
+        Raw cells; or, of a plain stretch of a table, numbers as an array, NaN for a blank, and labels as
+        pandas' categories.
+        """
+        return {name: self.columns[name] for name in (*numeric, *labels)}
+
 
 def open_text(path: Path) -> IO[str]:
     """A text file, gzipped or not, in UTF-8 or (with its mark) UTF-16; what is neither becomes U+FFFD."""

@@ -23,6 +23,7 @@ from allometry.laws.columns import (
     number,
     numbers,
     read_as,
+    shown,
 )
 from allometry.laws.holding import Holding, Refused
 from allometry.laws.joining import Told, runs_of
@@ -125,8 +126,7 @@ class Reader:
         if not begun:
             self.lost.add(file, None, "no records")
         elif "loss" not in choices:
-            found = ", ".join(list(names)[:12])
-            self.lost.add(file, None, f"no loss column; its columns are {found}")
+            self.lost.add(file, None, f"no loss column; its columns are {shown(names, 12)}")
             return 0, {}, False
         for quantity, name in self.wanted.items():
             if begun and quantity not in choices:
@@ -163,13 +163,19 @@ class Reader:
         frame = pandas.DataFrame({"row": rows, "order": np.arange(self.held.order, self.held.order + count)})
         self.held.order += count
         frame["file"] = len(self.held.files) - 1
-        cells, state = self._numbers(part, choices, frame)
         is_log = "step" in choices
-        names = _labels(part, choices, "run")
+        labelled = ["run", "seed", "diverged", *([] if is_log else ["learning_rate"])]
+        have = {
+            quantity: choice.source for quantity, choice in choices.items() if choice.source in part.columns
+        }
+        raw = part.take([have[q] for q in _NUMBERS if q in have], [have[q] for q in labelled if q in have])
+        cells = {quantity: raw[source] for quantity, source in have.items() if source in raw}
+        state = self._numbers(part, choices, cells, frame)
+        names = _labels(cells.get("run"))
         own = np.full(count, source.run, dtype=object)
         names = own if names is None else np.where(names == "", source.run, names)
         self._give(frame, names, state)
-        out = self._faults(part, choices, frame, cells, state, file)
+        out = self._faults(frame, cells, state, file)
         endless = (state["loss"] == NOT_FINITE) & ~out
         blank = (state["loss"] == BLANK) & ~out
         without = "no loss in this row (its other numbers are used by step)" if is_log else "loss is missing"
@@ -180,9 +186,9 @@ class Reader:
         usable = int((~out & ~blank & ~endless).sum())
         keep = ~out if is_log else ~out & ~blank & ~endless
         if keep.any():
-            seed = _labels(part, choices, "seed", numeric=True)
+            seed = _labels(cells.get("seed"), numeric=True)
             frame["seed"] = "" if seed is None else seed
-            rate = None if is_log else _labels(part, choices, "learning_rate", numeric=True)
+            rate = None if is_log else _labels(cells.get("learning_rate"), numeric=True)
             frame["run"] = self.held.number(
                 frame, names, "" if rate is None else rate, is_log, "run" in choices, keep,
                 choices["run"].source if "run" in choices else "the name of each file",
@@ -191,27 +197,25 @@ class Reader:
         return usable
 
     def _numbers(
-        self, part: Part, choices: dict[str, Choice], frame: pandas.DataFrame
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fill the quantities into ``frame``; their raw cells, and what each cell was."""
-        cells, state = {}, {}
+        self, part: Part, choices: dict[str, Choice], cells: dict[str, Any], frame: pandas.DataFrame
+    ) -> dict[str, Any]:
+        """Fill the quantities into ``frame``; what each cell was (GOOD, BLANK, ...)."""
+        state = {}
         for quantity in _NUMBERS:
-            if quantity in choices and choices[quantity].source in part.columns:
-                choice = choices[quantity]
-                cells[quantity] = part.columns[choice.source]
+            if quantity in cells:
+                scale = choices[quantity].scale
                 # 20B under "tokens (B)" is 2e10 or 2e19: a suffix and a unit together are no number
-                suffixes = quantity in _SUFFIXED and choice.scale == 1.0
+                suffixes = quantity in _SUFFIXED and scale == 1.0
                 value, state[quantity] = numbers(cells[quantity], suffixes=suffixes, comma=part.comma)
                 with np.errstate(over="ignore"):
-                    frame[quantity] = value * choice.scale
+                    frame[quantity] = value * scale
         if "loss" not in frame:
             frame["loss"], state["loss"] = math.nan, np.full(len(frame), BLANK, dtype=np.int8)
-        return cells, state
+        return state
 
     def _faults(
-        self, part: Part, choices: dict[str, Choice], frame: pandas.DataFrame, cells: dict[str, Any],
-        state: dict[str, Any], file: str,
-    ) -> Any:  # fmt: skip
+        self, frame: pandas.DataFrame, cells: dict[str, Any], state: dict[str, Any], file: str
+    ) -> Any:
         """Rows with a number that cannot be meant, entered in the ledger each under its first fault."""
         rows = frame["row"].to_numpy()
         out = np.zeros(len(frame), dtype=bool)
@@ -236,7 +240,7 @@ class Reader:
                 value = frame[name].to_numpy()
                 odd = (state[name] == GOOD) & ~((value >= low) & (value <= high))
                 leave(odd, f"{name} is not between {low:g} and {high:g}", name)
-        diverged = _labels(part, choices, "diverged")
+        diverged = _labels(cells.get("diverged"))
         if diverged is not None:
             marked = np.isin(np.char.lower(diverged.astype(str)), ("true", "1", "1.0", "yes", "diverged"))
             leave(marked, "the run is marked as diverged", None)
@@ -277,7 +281,7 @@ class Reader:
             unmatched = sorted(set(self.values) - self.matched)
             if unmatched:
                 names = list(dict.fromkeys(key[0].rstrip("\0") for key in self.held.keys))
-                raise ValueError(f"no run matches {unmatched[0]!r}; runs are {', '.join(names[:8])}")
+                raise ValueError(f"no run matches {unmatched[0]!r}; runs are {shown(names, 8)}")
             if (kept["event"] == 1.0).any():
                 table, logs = runs_of(self.held, self.used)
                 if len(table):
@@ -288,14 +292,16 @@ class Reader:
     def _complaint(self) -> str:
         names = list(self.seen)
         known = {normalise(name) for name in names}
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         missing = [name for name in self.wanted.values() if normalise(name) not in known]
         if missing and names:
-            return f"no file has a column {missing[0]!r}; the columns found are: {shown}"
+            return f"no file has a column {missing[0]!r}; the columns found are: {shown(names, 20)}"
         if "loss" not in self.used and names:
-            return f"no loss column was recognised among: {shown}; name it with columns loss=NAME (--columns)"
+            return (
+                f"no loss column was recognised among: {shown(names, 20)}; name it with columns loss=NAME "
+                "(--columns)"
+            )
         why = "; ".join(
-            f"{Path(file).name}: {reason}" + (f" ({count} rows)" if row is not None else "")
+            f"{Path(file).name[:80]}: {reason}" + (f" ({count} rows)" if row is not None else "")
             for (file, reason), (row, count, _) in list(self.lost.seen.items())[:4]
         )
         return f"no usable record is left: {why or 'the files are empty'}"
@@ -306,22 +312,27 @@ class Reader:
             others = [name for name in rest if name not in taken]
             if not others or not taken:
                 continue
-            shown = ", ".join(map(repr, others[:4]))
-            shown += f" and {len(others) - 4} more" if len(others) > 4 else ""
-            told = f"{quantity} is {taken[0]!r}; it might also be {shown} (--columns {quantity}=NAME)."
+            more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+            named = shown(map(repr, others[:4]), 4) + more
+            told = f"{quantity} is {taken[0]!r}; it might also be {named} (--columns {quantity}=NAME)."
             self.notes[told] = None
         losses = list(self.used.get("loss", {}))
         if len(losses) > 1:
-            shown = ", ".join(map(repr, losses))
-            self.notes[f"Files hold different losses, {shown}: are they the same quantity?"] = None
+            told = f"Files hold different losses, {shown(map(repr, losses), 8)}: are they the same quantity?"
+            self.notes[told] = None
 
 
-def _labels(part: Part, choices: dict[str, Choice], quantity: str, numeric: bool = False) -> Any:
-    """Cells as labels, ``""`` where blank, numbers in one spelling if asked; None without the column."""
-    if quantity not in choices or choices[quantity].source not in part.columns:
+def _labels(cells: Any, numeric: bool = False) -> Any:
+    """Cells as labels, ``""`` where blank, numbers in one spelling if asked; None without cells."""
+    if cells is None:
         return None
+    if hasattr(cells, "categories"):
+        told = [*(_label(cell, numeric) for cell in cells.categories), ""]  # a blank has the code -1
+        return np.array(told, dtype=object)[cells.codes]
+    if isinstance(cells, np.ndarray):
+        values, place = np.unique(cells, return_inverse=True)
+        return np.array([_label(float(value), numeric) for value in values], dtype=object)[place]
     known: dict[Any, str] = {}
-    cells = part.columns[choices[quantity].source]
     out = np.empty(len(cells), dtype=object)
     for i, cell in enumerate(cells):
         if cell.__hash__ is None:

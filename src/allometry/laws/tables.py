@@ -1,112 +1,253 @@
 """Tables: separated values in whatever dialect, and Parquet.
 
-The delimiter is the one that stands most often in the header, a comma may be the decimal point where a
-semicolon separates, lines before the header that begin with ``#`` are comments, and the export of a W&B chart
-(a column a run) is turned into rows.
+- The delimiter is the one that stands most often in the header; a comma may be the decimal point where a
+  semicolon separates; lines before the header that begin with ``#`` are comments.
+- A quote that is never closed costs the row in which it stands, not all that follow.
+- Where a stretch of the file is plain (no quotes, as many cells in each row as in the header) it is parsed by
+  pandas, and only in the columns that are asked for; all else cell by cell.  Both give the same numbers.
+- The export of a W&B chart (a column a run) is turned into rows.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from allometry.extras import need
 from allometry.laws import pieces
+from allometry.laws.columns import shown
 from allometry.laws.pieces import Part, Reject, open_text
 
 __all__ = ["parquet", "separated"]
 
+PLAIN = 500  # rows from which a plain stretch is worth handing to pandas
+_RECOVERIES = 1000  # of broken quotes, each of which may cost reading 128 KiB again
+
 
 def separated(path: Path, reject: Reject) -> Iterator[Part]:
-    """Rows of separated values: comma, semicolon, tab or bar, told by the header."""
+    """Rows of separated values: comma, semicolon, tab or bar, told by the header.
+
+    Raises
+    ------
+    ValueError
+        There is no header, or none that can be read.
+    """
     with open_text(path) as file:
-        yield from _rows(file, path, reject)
+        yield from _Table(file, path, reject).parts()
 
 
-def _rows(file: IO[str], path: Path, reject: Reject) -> Iterator[Part]:
-    comments, head = 0, ""
-    for head in file:
-        comments += 1
-        if head.strip() and not head.startswith("#"):
-            break
-    else:
-        raise ValueError(f"{path.name} is empty")
-    bare = re.sub(r'"[^"]*"', "", head)
-    delimiter = max("\t;,|", key=lambda mark: (bare.count(mark), mark == ","))
-    if path.name.lower().endswith((".tsv", ".tsv.gz")):
-        delimiter = "\t"
+class _Lines:
+    """Lines of a file, of which those just taken can be put back."""
 
-    def again() -> Iterator[str]:
-        yield head
-        yield from file
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+        self.back: deque[str] = deque()
+        self.taken: list[str] = []
+        self.number = 0  # of the last line taken
 
-    reader = csv.reader(again(), delimiter=delimiter, strict=True, skipinitialspace=True)
-    try:
-        names = [name.strip() for name in next(reader)]
-    except (csv.Error, StopIteration):
-        raise ValueError(f"the header of {path.name} cannot be read: {head[:60].strip()!r}") from None
-    told = []
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        told.append(f"{path.name} has {', '.join(map(repr, twice))} more than once; the first counts.")
-    width = len(names)
-    chart = _chart(names)
-    comma = "thousands"
-    limit = max(pieces.CELLS // max(width, 1), 1000)
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    first = True
+    def __iter__(self) -> _Lines:
+        return self
 
-    def flush() -> Part:
-        nonlocal comma, first
-        if first and delimiter == ";":
-            comma = _comma(rows)
-            if comma == "decimal":
-                told.append(f"In {path.name} a comma is taken for the decimal point.")
-        columns: dict[str, Sequence[Any]] = {}
-        for i in range(width - 1, -1, -1):  # so that of two columns of one name the first stays
-            columns[names[i]] = [row[i] for row in rows]
-        ordered = {name: columns[name] for name in names}
-        part = Part(ordered, list(numbers), comma, told if first else [], fixed=True)
-        first = False
-        return _melt(part, chart) if chart else part
+    def __next__(self) -> str:
+        line = self.back.popleft() if self.back else next(self.file)
+        self.taken.append(line)
+        self.number += 1
+        return line
 
-    while True:
+    def put_back(self, count: int) -> None:
+        """The last ``count`` lines taken are to be read again."""
+        self.back.extendleft(reversed(self.taken[len(self.taken) - count :]))
+        self.number -= count
+
+
+class _Table:
+    """One file of separated values."""
+
+    def __init__(self, file: IO[str], path: Path, reject: Reject) -> None:
+        self.name = path.name
+        self.reject = reject
+        self.lines = _Lines(file)
+        for head in self.lines:
+            if head.strip() and not head.startswith("#"):
+                break
+        else:
+            raise ValueError(f"{path.name} is empty")
+        bare = re.sub(r'"[^"]*"', "", head)
+        self.delimiter = max("\t;,|", key=lambda mark: (bare.count(mark), mark == ","))
+        if path.name.lower().endswith((".tsv", ".tsv.gz")):
+            self.delimiter = "\t"
+        self.lines.put_back(1)
+        self.reader = csv.reader(self.lines, delimiter=self.delimiter, strict=True, skipinitialspace=True)
         try:
-            row = next(reader)
+            self.names = [name.strip() for name in next(self.reader)]
+        except (csv.Error, StopIteration):
+            raise ValueError(f"the header of {path.name} cannot be read: {head[:60].strip()!r}") from None
+        self.width = len(self.names)
+        self.chart = _chart(self.names)
+        self.comma: str | None = None if self.delimiter == ";" else "thousands"
+        self.told: list[str] = []
+        twice = sorted({name for name in self.names if name and self.names.count(name) > 1})
+        if twice:
+            named = shown(map(repr, twice), 8)
+            self.told.append(f"{path.name} has {named} more than once; the first counts.")
+        self.recoveries = 0
+        self.rows: list[list[str]] = []
+        self.numbers: list[int] = []
+
+    def parts(self) -> Iterator[Part]:
+        """The table in pieces."""
+        limit = max(pieces.CELLS // self.width, 1000)
+        empty = True
+        while stretch := self.lines.file.read(8 * pieces.CELLS):
+            stretch += self.lines.file.readline()
+            block = self._plain(stretch)
+            if block is not None:
+                if self.rows:
+                    yield self._flush()
+                yield block
+                empty = False
+                continue
+            self.lines.back.extend(io.StringIO(stretch, newline=""))
+            while self.lines.back:
+                self._row()
+                if len(self.rows) >= limit:
+                    yield self._flush()
+                    empty = False
+        if self.rows or empty:
+            yield self._flush()
+
+    # --- cell by cell ------------------------------------------------------------------------------------
+    def _row(self) -> None:
+        """Take the next row, or reject it."""
+        lines, width = self.lines, self.width
+        lines.taken.clear()
+        try:
+            row = next(self.reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
-            said = str(error)
-            reason = "a quote stands in the middle of a cell"
-            if "unexpected end" in said:
-                reason = "a quote is opened and never closed: nothing after it can be read"
-            elif "limit" in said:
-                reason = "a cell of more than 131,072 characters (a quote that is never closed?)"
-            reject(reader.line_num + comments - 1, reason, "")
-            continue
-        line = reader.line_num + comments - 1
+            self._broken(str(error))
+            return
         if len(row) > width and not any(cell.strip() for cell in row[width:]):
             row = row[:width]
+        if not any(cell.strip() for cell in row):
+            return
         if len(row) != width:
-            if not row or not any(cell.strip() for cell in row):
-                continue
-            reject(line, f"{len(row)} cells where the header has {width}", delimiter.join(row)[:40])
-            continue
-        if width > 1 and not row[0] and not any(row):
-            continue
-        rows.append(row)
-        numbers.append(line)
-        if len(rows) >= limit:
-            yield flush()
-            rows, numbers = [], []
-    if rows:
-        yield flush()
-    elif first:
-        yield Part({name: [] for name in names}, [], comma, told, fixed=True)
+            told = f"{len(row)} cells where the header has {width}"
+            self.reject(lines.number, told, self.delimiter.join(row)[:40])
+            return
+        self.rows.append(row)
+        self.numbers.append(lines.number)
+
+    def _broken(self, said: str) -> None:
+        """Reject the line in which a quote went wrong, and read on behind it."""
+        lines = self.lines
+        reason = "a quote stands in the middle of a cell"
+        if "unexpected end" in said:
+            reason = "a quote is opened and never closed"
+        elif "limit" in said:
+            reason = "a cell of more than 131,072 characters, or a quote that is never closed"
+        rest = len(lines.taken) - 1
+        begin = lines.number - rest
+        self.recoveries += 1
+        if self.recoveries <= _RECOVERIES:
+            lines.put_back(rest)
+            rest = 0
+        for line in range(rest + 1):
+            self.reject(begin + line, reason, lines.taken[line][:40].strip())
+
+    def _flush(self) -> Part:
+        if self.comma is None:
+            self.comma = _comma(self.rows)
+            if self.comma == "decimal":
+                self.told.append(f"In {self.name} a comma is taken for the decimal point.")
+        columns: dict[str, Sequence[Any]] = {}
+        for i in range(self.width - 1, -1, -1):  # so that of two columns of one name the first stays
+            columns[self.names[i]] = [row[i] for row in self.rows]
+        ordered = {name: columns[name] for name in self.names}
+        part = Part(ordered, self.numbers, self.comma or "thousands", self.told, fixed=True)
+        self.rows, self.numbers, self.told = [], [], []
+        return _melt(part, self.chart) if self.chart else part
+
+    # --- in stretches ------------------------------------------------------------------------------------
+    def _plain(self, stretch: str) -> _Block | None:
+        """The stretch as a piece, if each of its lines is a row and every cell stands for itself."""
+        if self.width < 2 or self.chart or '"' in stretch or "\0" in stretch:
+            return None
+        if self.delimiter != "," and "," in stretch:
+            return None
+        text = stretch.replace("\r\n", "\n")
+        if not text.endswith("\n"):
+            text += "\n"
+        if "\r" in text:
+            return None
+        raw = np.frombuffer(text.encode(), dtype=np.uint8)
+        ends = np.flatnonzero(raw == ord("\n"))
+        if len(ends) < PLAIN:
+            return None
+        marks = np.searchsorted(np.flatnonzero(raw == ord(self.delimiter)), ends)
+        if (np.diff(marks, prepend=0) != self.width - 1).any():
+            return None
+        mark = re.escape(self.delimiter)
+        if (np.diff(ends, prepend=-1) == self.width).any():  # a line of nothing but delimiters
+            return None
+        if (" " in text or "\t" in text) and re.search(rf"(?m)^[\s{mark}]*$", text):
+            return None
+        # pandas gives NaN for a cell that says so and for a blank one alike
+        if "nan" in text.lower() and re.search(rf"(?i)(?:^|[{mark}\n])\s*[+-]?nan\s*[{mark}\n]", text):
+            return None
+        rows = range(self.lines.number + 1, self.lines.number + 1 + len(ends))
+        self.lines.number += len(ends)
+        columns: dict[str, Sequence[Any]] = dict.fromkeys(self.names, ())
+        told, self.told = self.told, []
+        return _Block(columns, rows, "thousands", told, True, text, self.delimiter, self.names)
+
+
+@dataclass
+class _Block(Part):
+    """A plain stretch of a table, parsed when it is known what is wanted of it."""
+
+    text: str = ""
+    delimiter: str = ","
+    header: Sequence[str] = ()
+
+    def take(self, numeric: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+        import pandas
+
+        place = {name: self.header.index(name) for name in (*numeric, *labels) if name in self.header}
+        frame = pandas.read_csv(
+            io.StringIO(self.text), sep=self.delimiter, header=None, names=range(len(self.header)),
+            usecols=sorted(set(place.values())), index_col=False,
+            dtype={place[name]: "category" for name in labels if name in place and name not in numeric},
+            na_values=[""], keep_default_na=False, low_memory=False, quoting=csv.QUOTE_NONE,
+            skipinitialspace=True, skip_blank_lines=False, **_exact(pandas.__version__),
+        )  # fmt: skip
+        found: dict[str, Any] = {
+            name: self.columns[name] for name in (*numeric, *labels) if name not in place
+        }
+        for name, i in place.items():
+            column = frame[i]
+            if isinstance(column.dtype, pandas.CategoricalDtype):
+                found[name] = column.array
+            elif column.dtype.kind in "iuf":
+                found[name] = column.to_numpy(dtype=float)
+            else:
+                found[name] = column.astype(object).where(column.notna(), None).tolist()
+        return found
+
+
+def _exact(version: str) -> dict[str, Any]:
+    """What makes pandas read the nearest float: from 3.1 on it does so anyhow, and warns if asked."""
+    major, minor = (int(number) for number in version.split(".")[:2])
+    return {} if (major, minor) >= (3, 1) else {"float_precision": "round_trip"}
 
 
 def _comma(rows: list[list[str]]) -> str:

@@ -107,15 +107,27 @@ def offline(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str,
     message = need("wandb.proto.wandb_internal_pb2", extra="wandb", purpose="reading a W&B offline run")
     settings: dict[str, Any] = {}
 
+    def parsed(data: bytes) -> Any:
+        try:
+            return message.Record.FromString(data)
+        except Exception as error:  # protobuf's own kind, which is no ValueError
+            raise ValueError(f"{path.name} holds a message that W&B would not have written") from error
+
+    def read(item: Any) -> Any:
+        try:
+            return json.loads(item.value_json)
+        except ValueError:
+            return None
+
     def learn(items: Any) -> None:
         for item in items:
             key = ".".join(item.nested_key) or item.key
             if not key.startswith("_"):
-                value = json.loads(item.value_json)
+                value = read(item)
                 settings.update(flat({key: value}) if isinstance(value, dict) else {key: value})
 
     for data in frames(path):  # settings may come after the first records
-        record = message.Record.FromString(data)
+        record = parsed(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":
             learn(record.run.config.update)
@@ -125,11 +137,11 @@ def offline(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str,
     def history() -> Iterator[tuple[int, dict[str, Any]]]:
         row = 0
         for data in frames(path):
-            record = message.Record.FromString(data)
+            record = parsed(data)
             if record.WhichOneof("record_type") == "history":
                 row += 1
                 items = record.history.item
-                values = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                values = {".".join(i.nested_key) or i.key: read(i) for i in items}
                 yield row, {k: _special(v) for k, v in values.items() if not isinstance(v, (dict, list))}
 
     return history(), settings
