@@ -50,6 +50,19 @@ def where(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
     yield Record(arguments["key"], "where", told, timing={"began": began, "ended": time.time()})
 
 
+def node(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
+    """Tell the node of a Ray cluster."""
+    import ray
+
+    time.sleep(arguments["pause"])
+    yield Record(arguments["key"], "node", {"node": ray.get_runtime_context().get_node_id()})
+
+
+def read(arguments: dict[str, Any], context: Context) -> None:
+    """Read a file."""
+    Path(arguments["path"]).read_text()
+
+
 def die(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
     """Be killed at the first so many attempts, after one record."""
     key = arguments["key"]
@@ -142,13 +155,14 @@ def counts(folder: Path, number: int, *, steps: int = 20, pause: float = 0.0) ->
 
 
 def main() -> None:
-    """Count six runs in a process of its own: folder, pause, workers and perhaps a store are arguments."""
+    """Count six runs in a process of its own: folder, pause, workers, then perhaps a store and a cluster."""
     folder = Path(sys.argv[1])
     target = sys.argv[4] if len(sys.argv) > 4 else folder / "store.db"
-    with Store(target, directory=folder) as store:
+    cluster = {"executor": "ray", "address": sys.argv[5]} if len(sys.argv) > 5 else {}
+    with Store(target) as store:
         plan = store.put_plan("kind", {}, {})
         tasks = counts(folder, 6, pause=float(sys.argv[2]))
-        report = execute(tasks, store, plan, workers=int(sys.argv[3]), display="plain")
+        report = execute(tasks, store, plan, workers=int(sys.argv[3]), display="plain", **cluster)
     print(len(report.done), len(report.skipped), report.ok)
 
 

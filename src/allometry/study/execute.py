@@ -28,7 +28,7 @@ from allometry.study.job import Event, Job, Report
 from allometry.study.owner import Owner
 from allometry.study.store import Plan, Store
 from allometry.study.task import Context, Record, Task
-from allometry.study.worker import Message, carry_out
+from allometry.study.worker import MEMORY_SETTINGS, Message, carry_out
 
 __all__ = ["Context", "Event", "Record", "Report", "Task", "execute"]
 
@@ -51,15 +51,6 @@ def _death(code: int) -> str:
     return f"worker was killed by signal {-code}"
 
 
-# glibc hands freed memory back to the system at the end of every training step and faults it in again at the
-# next; keeping it makes small models 5 to 15 % faster. What the user has set stands.
-_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "4294967295",
-    "MALLOC_TOP_PAD_": "268435456",
-    "MALLOC_MMAP_MAX_": "0",
-}
-
-
 class _Worker:
     """A worker's process as its parent sees it: two pipes, and a thread that waits on one of them."""
 
@@ -72,7 +63,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={**_MEMORY, **os.environ},
+            env={**MEMORY_SETTINGS, **os.environ},
         )
         self.owner = Owner.of(self._process.pid)
         self.task: Task | None = None
@@ -209,6 +200,8 @@ def execute(
     on_event: Callable[[Event], None] | None = None,
     display: Literal["auto", "terminal", "plain"] | None = "auto",
     retries: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> Report:
     """Do every task of a plan whose runs have not ended yet.
 
@@ -222,7 +215,8 @@ def execute(
         The plan, or first digits of its digest.
     workers : int, optional
         Processes; by default the cores that this process may use over ``threads``. 0 does the tasks in this
-        process, one after another, for debugging.
+        process, one after another, for debugging. On a cluster the most at once; by default as many as its
+        CPUs allow from moment to moment.
     threads : int
         Threads that each worker computes with.
     on_event : callable, optional
@@ -232,6 +226,12 @@ def execute(
     retries : int
         How often a task whose worker was killed is tried again, alone on the machine. A task that raises is
         not tried again by this call, only by the next: it would raise again.
+    executor : {"local", "ray"}
+        Processes of this machine, or tasks on a Ray cluster (:mod:`allometry.study.on_ray`), with the same
+        numbers.
+    address : str, optional
+        Of the Ray cluster, ``host:port``; by default the one that this machine belongs to, or else one is
+        made of this machine alone for the time of the call.
 
     Returns
     -------
@@ -241,7 +241,9 @@ def execute(
     Raises
     ------
     ValueError
-        If keys or runs are not unique, a need is missing, or needs form a circle.
+        If keys or runs are not unique, a need is missing, needs form a circle, or no cluster answers.
+    MissingExtra
+        If ray is asked for and not installed.
     KeyboardInterrupt
         On Ctrl-C, after tasks had two seconds to save and workers have ended; the next call goes on.
 
@@ -258,6 +260,12 @@ def execute(
     for name, value, least in (("workers", workers, 0), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
+    if executor not in ("local", "ray"):
+        raise ValueError(f"executor is {executor!r}; it is 'local' or 'ray'")
+    if executor == "local" and address is not None:
+        raise ValueError(f"the address {address!r} is of a Ray cluster; choose the executor 'ray' as well")
+    if executor == "ray" and workers == 0:
+        raise ValueError("workers is 0, which means this process; on a Ray cluster give at least 1 or None")
     digest = plan.digest if isinstance(plan, Plan) else store.plan(plan).digest
     count = max(1, usable_cores() // threads) if workers is None else workers
     shown = progress.show(display, tasks)
@@ -270,7 +278,11 @@ def execute(
 
     try:
         job = Job(tasks, store, digest, max(1, count), retries, tell)
-        if count == 0:
+        if executor == "ray":
+            from allometry.study.on_ray import in_cluster
+
+            in_cluster(job, threads, workers, address)
+        elif count == 0:
             _in_process(job, threads)
         else:
             _in_workers(job, threads)

@@ -143,6 +143,8 @@ class Job:
         self.tries: dict[str, int] = {}
         self.alone: set[str] = set()
         self.not_before: dict[str, float] = {}
+        # On a cluster: how many places a task takes, which may have to be alone, but on its node only.
+        self.width_of: Callable[[Task, bool], int] | None = None
         known = {run.key: run for run in store.run_list(plan)}
         for task in self.tasks:
             for key in task.runs:
@@ -176,11 +178,17 @@ class Job:
                     self.end(other, "blocked", f"it needs {task.key!r}, which did not end")
 
     def _width(self, task: Task) -> int:
+        if self.width_of is not None:
+            return min(self.width_of(task, task.key in self.alone), self.places)
         return min(task.slots, self.places)
+
+    def _alone(self, task: Task) -> bool:
+        """Whether nothing else may run beside it."""
+        return self.width_of is None and (task.exclusive or task.key in self.alone)
 
     def next(self) -> Task | None:
         """The task to start now, if one may start."""
-        if any(task.exclusive or task.key in self.alone for task in self.running.values()):
+        if any(self._alone(task) for task in self.running.values()):
             return None
         now = time.monotonic()
         ready = [
@@ -191,7 +199,7 @@ class Job:
             and self.not_before.get(task.key, 0.0) <= now
             and all(self.ended.get(need) in ("done", "skipped") for need in task.needs)
         ]
-        shared = [task for task in ready if not task.exclusive and task.key not in self.alone]
+        shared = [task for task in ready if not self._alone(task)]
         if shared:
             free = self.places - sum(self._width(task) for task in self.running.values())
             head = shared[0]
@@ -232,12 +240,13 @@ class Job:
             self.end(task, outcome, reason)
         return True
 
-    def died(self, task: Task, owner: Owner, reason: str) -> None:
-        """A worker is gone in the middle of a task: once more, alone, since memory is the usual cause."""
-        left = self.store.release_owner(self.plan, owner)
+    def died(self, task: Task, owner: Owner | None, reason: str, *, alone: bool = True) -> None:
+        """A worker is gone in the middle of a task: once more, and alone, since memory is the usual cause."""
+        left = self.store.release_owner(self.plan, owner) if owner is not None else []
         self.running.pop(task.key, None)
         if self.tries[task.key] <= self.retries:
-            self.alone.add(task.key)
+            if alone:
+                self.alone.add(task.key)
             self.say("retried", task, reason=reason)
             return
         for run in left or self.store.claim(self.plan, task.runs) or []:  # it may have died before its claim

@@ -192,7 +192,8 @@ class TerminalDisplay:
             if (bar := self._bars.pop(key, None)) is not None:
                 self._progress.remove_task(bar)
             self._rates.pop(key, None)
-        if event.kind in ("record", "failed", "diverged", "retried", "waiting", "resumed", "blocked"):
+        told = ("record", "failed", "diverged", "retried", "waiting", "resumed", "blocked")
+        if event.kind in told or (event.kind == "started" and event.reason):
             self._progress.console.print(_sentence(event), markup=False, highlight=False)
         left = self._share.seconds_left()
         self._progress.update(

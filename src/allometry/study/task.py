@@ -63,6 +63,9 @@ class Task:
     threads : int, optional
         Threads that it computes with, if other than the executor's: part of the task, since another number of
         threads adds in another order.
+    gpus : int
+        CUDA devices that it needs. A cluster gives it as many on one node; on one machine tasks share what
+        is there.
 
     Examples
     --------
@@ -79,6 +82,7 @@ class Task:
     exclusive: bool = False
     needs: tuple[str, ...] = ()
     threads: int | None = None
+    gpus: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < len(self.key) <= 200:
@@ -93,6 +97,8 @@ class Task:
             raise ValueError(f"task {self.key!r} has cost {self.cost!r}; give a positive number")
         if self.slots < 1 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"task {self.key!r} needs at least 1 slot and 1 thread")
+        if self.gpus < 0:
+            raise ValueError(f"task {self.key!r} cannot need {self.gpus!r} CUDA devices")
         canonical(dict(self.arguments), place=f"arguments of task {self.key!r}")
         object.__setattr__(self, "runs", tuple(self.runs) or (self.key,))
         object.__setattr__(self, "needs", tuple(self.needs))
