@@ -124,14 +124,13 @@ def _told(
     seed = [cell.seed for cell in cells] if "seed" in study.together else cells[0].seed
     told: Any = study.call(cells[0].arm, point, seed, profile)
     if inspect.isgenerator(told):
-        for row in told:
-            yield list(row)
+        rows: Iterable[Any] = told
+        yield from map(list, rows)
         return
     parts = [list(_several(part)) for part in told]
     if len({len(part) for part in parts}) > 1:
         raise ValueError("cells that run together must tell equally many records")
-    for rows in zip(*parts, strict=True):
-        yield list(rows)
+    yield from map(list, zip(*parts, strict=True))
 
 
 def _several(told: Any) -> Iterable[Mapping[str, Any]]:
