@@ -21,6 +21,7 @@ from allometry.forecast.commanded import Goal, forecast_commands
 from allometry.forecast.commands import CommandLadder, words
 from allometry.forecast.forecast import ForecastError
 from allometry.study import Context, Store
+from allometry.study.worker import MEMORY_SETTINGS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FLOOR, A, ALPHA, B, BETA = 1.2, 30.0, 0.35, 800.0, 0.45
@@ -315,6 +316,21 @@ def test_the_group_dies_with_a_worker_that_is_killed(tmp_path):
     assert not (tmp_path / "saved.txt").exists()  # at once: the next attempt may begin at any moment
 
 
+def test_the_environment_is_the_users_with_threads_set(tmp_path, monkeypatch):
+    for name, value in (*MEMORY_SETTINGS.items(), ("MINE", "a b"), ("OMP_NUM_THREADS", "7")):
+        monkeypatch.setenv(name, value)
+    with time_limit(60.0):
+        list(run_command(task(tmp_path, "env"), Context(tmp_path, threads=3)))
+    told = dict(
+        line.split("=", 1)
+        for line in (tmp_path / "run" / "output.log").read_text().splitlines()
+        if "=" in line
+    )
+    assert (told["MINE"], told["OMP_NUM_THREADS"], told["MKL_NUM_THREADS"]) == ("a b", "3", "3")
+    # what our own workers are given for their memory is no part of it, nor what we tell each other
+    assert not {*MEMORY_SETTINGS, "ALLOMETRY_COMMAND_SECONDS"} & set(told)
+
+
 def test_a_run_that_takes_too_long_has_failed(tmp_path):
     with time_limit(0.3), pytest.raises(CommandFailed, match=r"longer than 0.3 seconds: half way"):
         list(run_command(task(tmp_path, "sh", "-c", "echo half way; sleep 300"), Context(tmp_path)))
@@ -421,7 +437,7 @@ def test_what_contradicts_the_plan_is_said_and_two_logs_are_refused(trainer, tmp
         log(tmp_path / run.out / "m.csv", run.width, run.tokens, reach=reach)
     found = ladder.collect()
     assert found.runs.table["tokens"].tolist() == [5e5, 5.25e5]
-    assert any("1 logs count other tokens than the plan" in note for note in found.runs.notes)
+    assert any("one log has other tokens than the plan" in note for note in found.runs.notes)
     for run in ladder.runs():
         log(tmp_path / run.out / "second.csv", run.width, run.tokens)
     with pytest.raises(ValueError, match=r"2 logs where one was looked for \(m.csv, second.csv\)"):

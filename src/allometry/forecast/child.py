@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from allometry.forecast import guard
-from allometry.study.execute import _MEMORY, Context, Record
+from allometry.study.task import Context, Record
+from allometry.study.worker import MEMORY_SETTINGS, THREAD_VARIABLES
 
 __all__ = ["CommandFailed", "ended", "run_command", "time_limit"]
 
@@ -36,8 +37,6 @@ _LIMIT = "ALLOMETRY_COMMAND_SECONDS"
 _GRACE_SECONDS = 1.2  # the executor gives a task two seconds to stop
 _LOCK_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-            "VECLIB_MAXIMUM_THREADS")  # fmt: skip
 
 
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(:|$)")
@@ -117,8 +116,8 @@ def _carried_out(argv: list[str], directory: Path, output: BinaryIO, context: Co
     """The command's exit code, and why it was ended if it was: ``stopped``, or that its time was up."""
     limit = float(os.environ.get(_LIMIT, "inf"))
     # The allocator's settings are made for our own workers; what the user has set passes through.
-    environment = {name: value for name, value in os.environ.items() if _MEMORY.get(name) != value}
-    environment |= {name: str(context.threads) for name in _THREADS}
+    environment = {name: value for name, value in os.environ.items() if MEMORY_SETTINGS.get(name) != value}
+    environment |= {name: str(context.threads) for name in THREAD_VARIABLES}
     environment.pop(_LIMIT, None)
     environment.setdefault("PYTHONUNBUFFERED", "1")  # so that output.log can be followed
     guarded = [sys.executable, "-I", "-S", guard.__file__, str(_GRACE_SECONDS), *argv]

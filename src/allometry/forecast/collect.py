@@ -114,7 +114,7 @@ def collect(ladder: CommandLadder, runs: Sequence[CommandRun]) -> Collected:
     for run in runs:
         try:
             if ended(ladder.directory / run.out, run.argv) is False:
-                missing[run.key] = "it has not ended"
+                missing[run.key] = "it has not ended well"
                 continue
             record = record_of(run, ladder)
         except FileNotFoundError:
@@ -160,18 +160,23 @@ def _contradictions(table: Any) -> list[str]:
     if (off > _SAME).any():
         worst = table.loc[off.idxmax()]
         notes.append(
-            f"{int((off > _SAME).sum())} logs count other tokens than the plan, {worst['run']} most "
+            f"{_logs(off > _SAME)} other tokens than the plan, {worst['run']} most "
             f"({worst['tokens']:,.0f} for {worst['planned']:,.0f}); the logs' own are used"
         )
     if table["other seed"].any():
         first = table.loc[table["other seed"], "run"].iloc[0]
-        notes.append(f"{int(table['other seed'].sum())} logs tell another seed than the plan, as {first}")
+        notes.append(f"{_logs(table['other seed'])} another seed than the plan, as {first}")
     spread = table.groupby("width")["params"].agg(lambda counts: counts.max() / counts.min() - 1.0)
     if (spread > 1e-6).any():
         notes.append(
             f"runs of width {spread.idxmax()} tell different parameters, {100 * spread.max():.2g} % apart"
         )
     return notes
+
+
+def _logs(which: Any) -> str:
+    count = int(which.sum())
+    return f"{count} logs have" if count > 1 else "one log has"
 
 
 def _notes(read: Sequence[RunRecord]) -> list[str]:

@@ -125,9 +125,9 @@ class CommandForecast:
         """
         from dataclasses import replace
 
-        from allometry.forecast.drawing import write_atomically
         from allometry.forecast.report import to_json
         from allometry.forecast.told import write
+        from allometry.show.drawing import write_atomically
 
         page = write(replace(self.answer, warnings=[*self.lines(), *self.answer.warnings]), directory)
         write_atomically(Path(directory) / "target.json", (to_json(self.to_dict()) + "\n").encode())
