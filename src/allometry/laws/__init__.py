@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from allometry.laws.answers import Answer, answer
     from allometry.laws.average import Average
     from allometry.laws.compare import Backtest, aicc, backtest, compare_forms
+    from allometry.laws.contrast import (
+        Contrast,
+        Effect,
+        contrast,
+        holm,
+        interaction,
+        rank_correlation,
+        sign_test,
+        slope,
+    )
+    from allometry.laws.crossover import Crossover, crossover
+    from allometry.laws.curve import Curve
+    from allometry.laws.fieller import FiellerSet, fieller
     from allometry.laws.fit import Fit, Noise, fit
     from allometry.laws.forms import (
         BrokenPowerLaw,
@@ -38,6 +51,11 @@ open_room(
         "answers": ["Answer", "answer"],
         "average": ["Average"],
         "compare": ["Backtest", "aicc", "backtest", "compare_forms"],
+        "contrast": ["Contrast", "Effect", "contrast", "holm", "interaction", "rank_correlation", "sign_test",
+            "slope"],
+        "crossover": ["Crossover", "crossover"],
+        "curve": ["Curve"],
+        "fieller": ["FiellerSet", "fieller"],
         "fit": ["Fit", "Noise", "fit"],
         "forms": ["BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "KaplanOffset", "Parameter", "PowerLaw",
             "PowerLawOffset", "get_form"],
@@ -50,9 +68,11 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "DataConstrained", "Fit",
-    "Form", "Interval", "Kaplan", "KaplanOffset", "Noise", "Parameter", "PowerLaw", "PowerLawOffset",
-    "PublishedLaw", "Recipe", "Runs", "Served", "aicc", "allocate", "answer", "apportion", "backtest",
-    "bootstrap", "compare_forms", "compute_optimal", "coverage", "fit", "get_form", "least_total",
-    "optimal_with_serving", "published", "published_laws", "published_recipe", "read_runs",
+    "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "Contrast", "Crossover",
+    "Curve", "DataConstrained", "Effect", "FiellerSet", "Fit", "Form", "Interval", "Kaplan", "KaplanOffset",
+    "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "PublishedLaw", "Recipe", "Runs", "Served", "aicc",
+    "allocate", "answer", "apportion", "backtest", "bootstrap", "compare_forms", "compute_optimal",
+    "contrast", "coverage", "crossover", "fieller", "fit", "get_form", "holm", "interaction", "least_total",
+    "optimal_with_serving", "published", "published_laws", "published_recipe", "rank_correlation",
+    "read_runs", "sign_test", "slope",
 ]  # fmt: skip
