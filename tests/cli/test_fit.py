@@ -1,14 +1,22 @@
 """``allometry fit``: what it prints is what the library says; what cannot be known exits 2 in one line."""
 
+import contextlib
+import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from allometry import laws
 from allometry.cli import main as command
+from allometry.laws import answers
 
 LAW = {"E": 1.8, "A": 400.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}
 
@@ -185,3 +193,146 @@ def test_the_example_foretells_a_size_that_is_not_in_it(call):
     low, high = json.loads(out)["forecasts"][0]["prediction"]
     assert low < 1.1830
     assert high > 1.1876
+
+
+# --- JSON for programs, one line for people ----------------------------------------------------------------
+def refuse(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("N,loss\n1e6,3\n2e6,2.5\n4e6,2.2\n", ()),  # too few for AICc: it is infinite
+        ("N,loss\n1e6,3\n2e6,2.5\n4e6,2.2\n", ("--law", "power", "--predict", "params=8e6")),
+        ("N,D,loss\n1e6,1e9,nan\n1e6,1e9,3\n2e6,2e9,2.5\n4e6,4e9,2.2\n8e6,8e9,2\n", ()),
+        ("run,step,N,loss\na,1,1e6,3\nb,1,2e6,2.5\nc,1,4e6,2.2\nd,1,8e6,2\n", ("--records", "all")),
+        (None, ("--example", "--optimal-for", "1e13")),
+        (None, ("--example", "--law", "chinchilla")),
+    ],
+)
+def test_json_has_a_number_or_null_for_every_kind_of_answer(call, tmp_path, text, more):
+    where = []
+    if text is not None:
+        where = [tmp_path / "t.csv"]
+        where[0].write_text(text)
+    code, out, _ = call(*where, *more, "--json")
+    told = json.loads(out, parse_constant=refuse)
+    assert code == 0
+    assert isinstance(told["residuals"]["root_mean_square"], float)
+
+    def words(value):
+        if isinstance(value, dict):
+            return {word for item in value.values() for word in words(item)}
+        if isinstance(value, list):
+            return {word for item in value for word in words(item)}
+        return {value} if isinstance(value, str) else set()
+
+    assert not {"NaN", "Infinity", "-Infinity"} & words(told)
+    if text is not None and len(text.splitlines()) == 4:
+        assert all(row["aicc"] is None for row in told["choice"] or [])
+    assert ("reason" in told["backtest"]) != ("ruler" in told["backtest"])
+
+
+def test_the_ruler_stands_beside_the_backtest(call, tmp_path):
+    path = table(tmp_path / "runs.csv")
+    _, out, _ = call(path, "--json")
+    test = json.loads(out)["backtest"]
+    assert test["ruler"]["scale"] == "flops"
+    assert len({len(test["records"]), test["points"]}) == 1
+    _, out, _ = call(path)
+    said = " ".join(out.split())
+    assert "ruler a line through the two largest runs of the rest" in said
+    assert f"error {100 * test['ruler']['error']:.2f} % on the same records" in said
+    nearer = test["ruler"]["error"] < test["error"]
+    assert ("nearer than the law" in said) == nearer
+    assert ("farther off than the law" in said) != nearer
+
+
+sizes = st.one_of(
+    st.floats(5, 10).map(lambda power: f"{10**power:.4g}"),
+    st.sampled_from(["1e6", "1e6", "2e6", "70M", "1e-9", "1e36", "0", "nan", "", "x", "1e300", "-1e6"]),
+)
+losses = st.one_of(
+    st.floats(1.5, 5).map(repr),
+    st.floats(1.5, 5).map(repr),
+    st.sampled_from(["3", "3", "1e-9", "1e9", "nan", "inf", "0", "-1", "", "x", "1e-300"]),
+)
+heads = st.sampled_from([
+    ("N", "D", "loss"), ("N", "loss"), ("C", "loss"), ("N", "D", "C", "loss"),
+    ("N", "D", "unique_tokens", "loss"),
+])  # fmt: skip
+options = st.lists(
+    st.sampled_from([
+        ("--predict", "params=1e9,tokens=2e10"), ("--predict", "params=1e9"), ("--predict", "flops=1e21"),
+        ("--predict", "params=1e30,tokens=1e35"), ("--predict", "params=1e-300"), ("--predict", "tokens=nan"),
+        ("--predict", "N=1e9,D=1e9,C=1"), ("--optimal-for", "1e21"), ("--optimal-for", "1e300"),
+        ("--optimal-for", "0"), ("--level", "0.5"), ("--level", "1"), ("--level", "nan"), ("--law", "power"),
+        ("--law", "chinchilla"), ("--law", "broken-power"), ("--law", "data-constrained"), ("--law", "x"),
+        ("--records", "all"), ("--columns", "loss=N"), ("--columns", "loss"), ("--set", "*:tokens=1B"),
+        ("--set", "z:tokens=1B"),
+    ]), max_size=2,
+)  # fmt: skip
+EXAMPLES = int(os.environ.get("ALLOMETRY_EXAMPLES", "0"))
+
+
+@st.composite
+def questions(draw):
+    """A table's text and the options of a command."""
+    head = draw(heads)
+    row = st.tuples(*[sizes] * (len(head) - 1), losses)
+    rows = draw(st.one_of(st.lists(row, max_size=3), st.lists(row, min_size=4, max_size=24)))
+    more = [word for pair in draw(options) for word in pair]
+    return "\n".join(",".join(cells) for cells in [head, *rows]) + "\n", more
+
+
+@settings(max_examples=max(25, EXAMPLES // 4), deadline=None, database=None)
+@given(questions(), st.booleans())
+def test_any_question_has_an_answer_or_a_line_that_says_why_not(tmp_path_factory, question, as_json):
+    text, more = question
+    path = tmp_path_factory.getbasetemp() / "question.csv"
+    path.write_text(text)
+    words = ["allometry", "fit", str(path), *more, *(["--json"] if as_json else [])]
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(answers.answer.__kwdefaults__, {"resamples": 20}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        pytest.raises(SystemExit) as end,
+    ):
+        command.main()
+    if end.value.code == 2:
+        assert out.getvalue() == ""
+        assert len(error.getvalue().splitlines()) == 1
+        assert 30 < len(error.getvalue()) < 1500
+        return
+    assert not end.value.code
+    assert error.getvalue() == ""
+    if not as_json:
+        assert max(map(len, out.getvalue().splitlines())) <= 100
+        return
+    told = json.loads(out.getvalue(), parse_constant=refuse)
+    for one in told["forecasts"]:
+        assert 0 < one["prediction"][0] <= one["mean"][0] <= one["mean"][1] <= one["prediction"][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["--example", "--json"], 0, ""),
+        (["no-such-file.csv"], 2, "allometry: no file or folder matches 'no-such-file.csv'"),
+        (["--example", "--optimal"], 2, "allometry: No such option"),
+        (["--example", "--level", "x"], 2, "allometry: Invalid value for '--level'"),
+    ],
+)
+def test_as_a_process(words, code, line, tmp_path):
+    command_line = [sys.executable, "-m", "allometry.cli.main", "fit", *words]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(line)
+    assert len(done.stderr.splitlines()) == (code != 0)
+    if code == 0:
+        assert json.loads(done.stdout, parse_constant=refuse)["forecasts"]
+    else:
+        assert done.stdout == ""
