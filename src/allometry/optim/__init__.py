@@ -7,7 +7,9 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.optim.adamw import AdamWIndependent
     from allometry.optim.ema import AveragedWeights
+    from allometry.optim.gradient_norm import GradientRMSNorm
     from allometry.optim.groups import Role, param_groups
+    from allometry.optim.rules import WidthRule, batch_rule, decay_rule, learning_rate_rule
     from allometry.optim.schedules import (
         WSD,
         Schedule,
@@ -19,19 +21,24 @@ if TYPE_CHECKING:
         two_step,
         wsd,
     )
+    from allometry.optim.z_loss import CrossEntropyWithZ, cross_entropy_with_z, z_loss
 
 open_room(
     __name__,
     {
         "adamw": ["AdamWIndependent"],
         "ema": ["AveragedWeights"],
+        "gradient_norm": ["GradientRMSNorm"],
         "groups": ["Role", "param_groups"],
+        "rules": ["WidthRule", "batch_rule", "decay_rule", "learning_rate_rule"],
         "schedules": ["Schedule", "WSD", "as_scheduler", "constant", "cosine", "cyclic", "linear",
             "two_step", "wsd"],
+        "z_loss": ["CrossEntropyWithZ", "cross_entropy_with_z", "z_loss"],
     },
 )  # fmt: skip
 
 __all__ = [
-    "WSD", "AdamWIndependent", "AveragedWeights", "Role", "Schedule", "as_scheduler", "constant", "cosine",
-    "cyclic", "linear", "param_groups", "two_step", "wsd",
+    "WSD", "AdamWIndependent", "AveragedWeights", "CrossEntropyWithZ", "GradientRMSNorm", "Role", "Schedule",
+    "WidthRule", "as_scheduler", "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic",
+    "decay_rule", "learning_rate_rule", "linear", "param_groups", "two_step", "wsd", "z_loss",
 ]  # fmt: skip
