@@ -6,6 +6,7 @@ from allometry.rooms import open_room
 
 if TYPE_CHECKING:
     from allometry.init.depth import depth_scale_
+    from allometry.init.limits import CBOW, LinearMuP, LinearNetwork, word2vec_mup
     from allometry.init.mup import apply_, roles
     from allometry.init.parametrization import ABC, ABCReport, ntk_parametrize_
     from allometry.init.widths import WidthInfo, width_dims
@@ -14,6 +15,7 @@ open_room(
     __name__,
     {
         "depth": ["depth_scale_"],
+        "limits": ["CBOW", "LinearMuP", "LinearNetwork", "word2vec_mup"],
         "mup": ["apply_", "roles"],
         "parametrization": ["ABC", "ABCReport", "ntk_parametrize_"],
         "widths": ["WidthInfo", "width_dims"],
@@ -21,5 +23,6 @@ open_room(
 )
 
 __all__ = [
-    "ABC", "ABCReport", "WidthInfo", "apply_", "depth_scale_", "ntk_parametrize_", "roles", "width_dims",
+    "ABC", "CBOW", "ABCReport", "LinearMuP", "LinearNetwork", "WidthInfo", "apply_", "depth_scale_",
+    "ntk_parametrize_", "roles", "width_dims", "word2vec_mup",
 ]  # fmt: skip
