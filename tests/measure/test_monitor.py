@@ -283,7 +283,7 @@ def test_spikes_stand_out_of_noise_and_trend() -> None:
     assert set(spikes(losses, k=6).tolist()) - clean == {150, 300, 350}
     assert not clean
     assert spikes(losses, "ratio").tolist() == [350]
-    assert spikes(losses, "ratio", 1.3).tolist() == [150, 300, 350]
+    assert spikes(losses, "ratio", 1.25).tolist() == [150, 300, 350]
 
 
 def test_spike_rules_at_their_edge() -> None:

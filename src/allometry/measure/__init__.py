@@ -1,10 +1,12 @@
-"""Probes of a model: what it costs, and how its activations and updates grow with width."""
+"""Probes of a model: what it costs, how its activations grow with width, what grows before a run is lost."""
 
 from typing import TYPE_CHECKING
 
 from allometry.rooms import open_room
 
 if TYPE_CHECKING:
+    from allometry.measure.attention_logits import LogitStatistics, attention_logit_statistics
+    from allometry.measure.capture import Capture
     from allometry.measure.complexity import (
         Complexity,
         Parameters,
@@ -14,17 +16,29 @@ if TYPE_CHECKING:
         mfu,
     )
     from allometry.measure.coordinates import CoordinateCheck, coordinate_check
+    from allometry.measure.monitor import Monitor, Probe, spikes
+    from allometry.measure.sensitivity import (
+        Onset,
+        Sensitivity,
+        forecast_onset,
+        learning_rate_sensitivity,
+    )
 
 open_room(
     __name__,
     {
+        "attention_logits": ["LogitStatistics", "attention_logit_statistics"],
+        "capture": ["Capture"],
         "complexity": ["Complexity", "Parameters", "complexity", "count_parameters", "flops_per_token",
             "mfu"],
         "coordinates": ["CoordinateCheck", "coordinate_check"],
+        "monitor": ["Monitor", "Probe", "spikes"],
+        "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
     },
 )  # fmt: skip
 
 __all__ = [
-    "Complexity", "CoordinateCheck", "Parameters", "complexity", "coordinate_check", "count_parameters",
-    "flops_per_token", "mfu",
+    "Capture", "Complexity", "CoordinateCheck", "LogitStatistics", "Monitor", "Onset", "Parameters", "Probe",
+    "Sensitivity", "attention_logit_statistics", "complexity", "coordinate_check", "count_parameters",
+    "flops_per_token", "forecast_onset", "learning_rate_sensitivity", "mfu", "spikes",
 ]  # fmt: skip

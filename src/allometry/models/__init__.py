@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from allometry.models.convnet import ConvNet
     from allometry.models.gpt import GPT, GPTConfig
     from allometry.models.mlp import MLP
+    from allometry.models.qk_norm import NormalizedHeads, add_qk_norm_
 
 open_room(
     __name__,
@@ -17,7 +18,10 @@ open_room(
         "convnet": ["ConvNet"],
         "gpt": ["GPT", "GPTConfig"],
         "mlp": ["MLP"],
+        "qk_norm": ["NormalizedHeads", "add_qk_norm_"],
     },
 )
 
-__all__ = ["GPT", "MLP", "ConvNet", "GPTConfig", "KVCache", "attention", "rotary"]
+__all__ = [
+    "GPT", "MLP", "ConvNet", "GPTConfig", "KVCache", "NormalizedHeads", "add_qk_norm_", "attention", "rotary",
+]  # fmt: skip
