@@ -60,6 +60,15 @@ def forecast(
     workers: Annotated[
         int | None, typer.Option(help="Worker processes; as many as cores by default.")
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: a Ray cluster, with the same numbers.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster's host:port; the one this machine is in by default.")
+    ] = None,
+    target_processes: Annotated[
+        int, typer.Option(help="Processes that share the target's weights out (FSDP2); one a GPU.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a ladder of small models on TEXT, forecast a larger one, train it, and compare."""
@@ -71,7 +80,8 @@ def forecast(
     settings: dict[str, Any] = {
         "plan": "tiny" if tiny else plan, "target": target_multiple(target), "tokens": tokens, "seeds": seeds,
         "device": device, "store": store, "tokenizer": tokenizer, "text_field": text_field,
-        "workers": workers, "tell": lambda sentence: print(sentence, file=sys.stderr, flush=True),
+        "workers": workers, "executor": executor, "address": address, "target_processes": target_processes,
+        "tell": lambda sentence: print(sentence, file=sys.stderr, flush=True),
     }  # fmt: skip
     if replays > 1:
         from allometry.forecast.replays import replay

@@ -139,6 +139,9 @@ def forecast(
     tokenizer: str | None = None,
     text_field: str = "text",
     workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    target_processes: int = 1,
     display: Literal["auto", "terminal", "plain"] | None = "auto",
     tell: Callable[[str], None] | None = None,
 ) -> Forecast:
@@ -168,6 +171,13 @@ def forecast(
         A Hugging Face tokenizer's file or folder; bytes by default.
     workers : int, optional
         Worker processes of one thread each; by default as many as there are cores.
+    executor : "local" or "ray"
+        Processes of this machine, or a Ray cluster; the numbers are the same.
+    address : str, optional
+        The Ray cluster's ``host:port``; by default the one that this machine belongs to.
+    target_processes : int
+        Processes that share the target's weights and batches out among them (FSDP2); with a GPU, one each.
+        A target that was begun with another number goes on with that.
     display : "auto", "terminal", "plain" or None
     tell : callable, optional
         Gets the sentences that are worth saying while the job runs.
@@ -189,13 +199,16 @@ def forecast(
     from allometry.extras import need
     from allometry.forecast.ladder import read_corpus
     from allometry.forecast.plan import make_plan, request_of, resolve_device
-    from allometry.study.execute import execute
+    from allometry.forecast.target import refuse_processes
+    from allometry.study.execute import execute, refuse_executor
     from allometry.study.store import Store
 
-    need("torch", extra="train", purpose="training a ladder")
+    device_count = need("torch", extra="train", purpose="training a ladder").cuda.device_count
     _refuse(plan, target, tokens, seeds)
+    refuse_executor(executor, address)
     resolve_device(device)  # a device that is not here is refused before anything is read
     say = tell or (lambda sentence: None)
+    asked = workers  # on a cluster nothing limits them but the cluster
     workers = workers or max(
         1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -214,11 +227,16 @@ def forecast(
             found = database.find_plan("forecast", request)
             assert found is not None
         content = found.content
+        one_each = executor == "local" and target_processes > 1 and content["device"].startswith("cuda")
+        devices = device_count() if one_each else None
+        refuse_processes(Ladder.from_dict(content["ladder"]), target_processes, devices=devices)
         say(_described(content, found.digest))
         live = _Live(database, found, say)
         ladder_report = execute(
-            ladder_tasks(content), database, found, workers=min(workers, content["workers"]),
+            ladder_tasks(content), database, found,
+            workers=asked if executor == "ray" else min(workers, content["workers"]),
             threads=content["threads"], on_event=live.on_event, display=display,
+            executor=executor, address=address,
         )  # fmt: skip
         if ladder_report.failed:
             key, reason = next(iter(ladder_report.failed.items()))
@@ -234,12 +252,15 @@ def forecast(
             {key: value for key, value in result.to_dict().items() if key not in ("check", "plan")},
         )
         if check:
+            begun = database.run(stored, "target/" + run_key(result.target["width"], content["target_seed"]))
             task = target_task(
-                content, result.target["width"], result.target["tokens"], content["target_seed"]
-            )
+                content, result.target["width"], result.target["tokens"], content["target_seed"],
+                processes=target_processes if begun is None else begun.spec.get("processes", 1),
+            )  # fmt: skip
             target_report = execute(
-                [task], database, stored, workers=1, threads=content["target_threads"], display=display
-            )
+                [task], database, stored, workers=None if executor == "ray" else 1,
+                threads=task.threads or 1, display=display, executor=executor, address=address,
+            )  # fmt: skip
             if target_report.failed:
                 raise ForecastError(
                     f"the target's training failed: {next(iter(target_report.failed.values()))}"

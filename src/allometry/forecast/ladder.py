@@ -187,10 +187,21 @@ def ladder_tasks(plan: Mapping[str, Any]) -> list[Task]:
     return tasks
 
 
-def target_task(plan: Mapping[str, Any], width: int, tokens: float, seed: int) -> Task:
-    """The large run that checks the forecast."""
+def target_task(plan: Mapping[str, Any], width: int, tokens: float, seed: int, *, processes: int = 1) -> Task:
+    """The large run that checks the forecast, perhaps in several processes that share its weights out."""
     ladder = Ladder.from_dict(plan["ladder"])
-    return _task(plan, ladder, width, [seed], (int(tokens),), stacked=plan["target_stacked"], kind="target")
+    stacked = plan["target_stacked"] and processes == 1
+    task = _task(plan, ladder, width, [seed], (int(tokens),), stacked=stacked, kind="target")
+    if processes == 1:
+        return task
+    return replace(
+        task,
+        function="allometry.forecast.target:train",
+        arguments={**task.arguments, "processes": processes},
+        slots=processes,
+        threads=max(1, plan["target_threads"] // processes),  # of each process
+        gpus=task.gpus * processes,
+    )
 
 
 def _task(
@@ -225,6 +236,7 @@ def _task(
         cost=len(seeds) * ladder.trained_tokens(tokens) * config.macs_per_token() ** 0.75,
         threads=plan["target_threads"] if kind == "target" else None,
         exclusive=kind == "target",
+        gpus=1 if str(plan["device"]).startswith("cuda") else 0,
     )
 
 
@@ -238,11 +250,15 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
     from allometry.train.language import bits_per_byte, evaluate
     from allometry.train.loop import fit
     from allometry.train.meter import Meter
+    from allometry.train.parallel import shard
     from allometry.train.seeds import Seeds
 
     ladder = Ladder.from_dict(arguments["ladder"])
     device, vocab_size, width = arguments["device"], arguments["vocab_size"], arguments["width"]
     seeds, runs = arguments["seeds"], arguments["runs"]
+    sharded = arguments.get("processes", 1) > 1
+    if sharded and device.startswith("cuda"):
+        device = "cuda"  # each process's own
     corpus = read_corpus(arguments["corpus"])
     train, held_out = corpus.tokens("train").to(device), corpus.tokens("validation").to(device)
     windows = validation_windows(held_out, ladder.context, ladder.validation_windows)
@@ -266,6 +282,8 @@ def train_rung(arguments: Mapping[str, Any], context: Context) -> None:
         batches = StackedWindows(orders)
         optimizer = model.optimizer(lambda member: new_optimizer(ladder, member))
     else:
+        if sharded:
+            model = shard(model, "fsdp2")
         optimizer = new_optimizer(ladder, model)
 
     def tell(record: Mapping[str, Any]) -> None:

@@ -190,6 +190,30 @@ def _in_process(job: Job, threads: int) -> None:
             job.handle(task, {"event": "ended", **ended})
 
 
+def refuse_executor(executor: str, address: str | None = None) -> None:
+    """Say what is wrong with an executor and a cluster's address, before anything is begun.
+
+    Raises
+    ------
+    ValueError
+        If there is no such executor, or the address is none of a cluster that it can use.
+    MissingExtra
+        If ray is asked for and not installed.
+
+    Examples
+    --------
+    >>> refuse_executor("local")
+    """
+    if executor not in ("local", "ray"):
+        raise ValueError(f"executor is {executor!r}; it is 'local' or 'ray'")
+    if executor == "local" and address is not None:
+        raise ValueError(f"the address {address!r} is of a Ray cluster; choose the executor 'ray' as well")
+    if executor == "ray":
+        from allometry.study.on_ray import refuse_cluster
+
+        refuse_cluster(address)
+
+
 def execute(
     tasks: Iterable[Task],
     store: Store,
@@ -260,10 +284,7 @@ def execute(
     for name, value, least in (("workers", workers, 0), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
-    if executor not in ("local", "ray"):
-        raise ValueError(f"executor is {executor!r}; it is 'local' or 'ray'")
-    if executor == "local" and address is not None:
-        raise ValueError(f"the address {address!r} is of a Ray cluster; choose the executor 'ray' as well")
+    refuse_executor(executor, address)
     if executor == "ray" and workers == 0:
         raise ValueError("workers is 0, which means this process; on a Ray cluster give at least 1 or None")
     digest = plan.digest if isinstance(plan, Plan) else store.plan(plan).digest

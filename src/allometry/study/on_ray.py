@@ -171,9 +171,14 @@ def _write_mark(folder: Path) -> tuple[Path, str]:
     return mark, token
 
 
-@contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster: the one at the address, the one this machine is in, or one made here."""
+def refuse_cluster(address: str | None) -> None:
+    """Say that ray is missing, or that an address cannot be used.
+
+    Raises
+    ------
+    MissingExtra
+    ValueError
+    """
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("running on a cluster needs ray; install it with: pip install 'allometry[ray]'")
     if address is not None and address.startswith("ray://"):
@@ -181,6 +186,11 @@ def _connected(address: str | None) -> Iterator[Any]:
             f"{address!r} is a client's address, and the store must lie on a machine of the cluster; start "
             "this on one of its machines (`ray job submit`, or a shell there) with host:port or no address"
         )
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster: the one at the address, the one this machine is in, or one made here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -347,8 +357,6 @@ def in_cluster(job: Job, threads: int, workers: int | None, address: str | None)
 
     Raises
     ------
-    MissingExtra
-        If ray is not installed.
     ValueError
         If no cluster answers at the address, or no node has the devices that a task needs.
     """

@@ -319,7 +319,8 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Let this process end when its parent does, whatever the parent ends of."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -341,7 +342,7 @@ def main() -> None:
     setup = restore(commands.readline() or "null")
     if setup is None:
         return
-    _die_with(setup["parent"])
+    die_with(setup["parent"])
     faulthandler.enable()
     stop = threading.Event()
     tasks: queue.SimpleQueue[Message] = queue.SimpleQueue()
