@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from allometry.study.claim import Claim, Estimate, Outcome, Test, Verdict, undecided
     from allometry.study.cores import usable_cores
     from allometry.study.database import StoreError
+    from allometry.study.design import (
+        Factorial,
+        NextScale,
+        eta_squared,
+        factorial,
+        grid,
+        next_scale,
+        one_at_a_time,
+    )
     from allometry.study.execute import Event, Report, execute
     from allometry.study.profiles import Profile
     from allometry.study.result import Result
@@ -25,6 +34,9 @@ open_room(
         "claim": ["Claim", "Estimate", "Outcome", "Test", "Verdict", "undecided"],
         "cores": ["usable_cores"],
         "database": ["StoreError"],
+        "design": [
+            "Factorial", "NextScale", "eta_squared", "factorial", "grid", "next_scale", "one_at_a_time",
+        ],
         "execute": ["Event", "Report", "execute"],
         "profiles": ["Profile"],
         "result": ["Result"],
@@ -34,10 +46,11 @@ open_room(
         "task": ["Context", "Record", "Task"],
         "tune": ["Tune"],
     },
-)
+)  # fmt: skip
 
 __all__ = [
-    "Arm", "Axis", "Claim", "Context", "Estimate", "Event", "Outcome", "Plan", "Profile", "Record", "Report",
-    "Result", "Run", "Store", "StoreError", "Study", "StudyError", "Task", "Test", "Tune", "Verdict",
-    "artefact", "axis", "execute", "undecided", "usable_cores",
+    "Arm", "Axis", "Claim", "Context", "Estimate", "Event", "Factorial", "NextScale", "Outcome", "Plan",
+    "Profile", "Record", "Report", "Result", "Run", "Store", "StoreError", "Study", "StudyError", "Task",
+    "Test", "Tune", "Verdict", "artefact", "axis", "eta_squared", "execute", "factorial", "grid",
+    "next_scale", "one_at_a_time", "undecided", "usable_cores",
 ]  # fmt: skip

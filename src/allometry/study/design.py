@@ -262,8 +262,9 @@ def eta_squared(
 
     Examples
     --------
-    >>> eta_squared(grid(a=[0, 1], b=[0, 1]), [0.0, 1.0, 1.0, 2.0])
-    {'a': 0.5, 'b': 0.5, 'residual': 0.0}
+    >>> shares = eta_squared(grid(a=[0, 1], b=[0, 1]), [0.0, 1.0, 2.0, 3.0])
+    >>> {name: round(share, 3) for name, share in shares.items()}
+    {'a': 0.8, 'b': 0.2, 'residual': 0.0}
     """
     values = np.asarray(y, dtype=float)
     if not points or values.ndim == 0 or values.shape[-1] != len(points):
