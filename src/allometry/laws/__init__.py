@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from allometry.laws.runs import Runs, read_runs
     from allometry.laws.serving import Served, least_total, optimal_with_serving
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
+    from allometry.laws.worth import Worth, worth, worths
+    from allometry.laws.worth_calibration import worth_coverage
+    from allometry.laws.worth_costs import worth_table
 
 open_room(
     __name__,
@@ -64,15 +67,18 @@ open_room(
         "runs": ["Runs", "read_runs"],
         "serving": ["Served", "least_total", "optimal_with_serving"],
         "uncertainty": ["Interval", "bootstrap", "coverage"],
+        "worth": ["Worth", "worth", "worths"],
+        "worth_calibration": ["worth_coverage"],
+        "worth_costs": ["worth_table"],
     },
 )  # fmt: skip
 
 __all__ = [
     "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "Contrast", "Crossover",
     "Curve", "DataConstrained", "Effect", "FiellerSet", "Fit", "Form", "Interval", "Kaplan", "KaplanOffset",
-    "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "PublishedLaw", "Recipe", "Runs", "Served", "aicc",
-    "allocate", "answer", "apportion", "backtest", "bootstrap", "compare_forms", "compute_optimal",
+    "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "PublishedLaw", "Recipe", "Runs", "Served", "Worth",
+    "aicc", "allocate", "answer", "apportion", "backtest", "bootstrap", "compare_forms", "compute_optimal",
     "contrast", "coverage", "crossover", "fieller", "fit", "get_form", "holm", "interaction", "least_total",
     "optimal_with_serving", "published", "published_laws", "published_recipe", "rank_correlation",
-    "read_runs", "sign_test", "slope",
+    "read_runs", "sign_test", "slope", "worth", "worth_coverage", "worth_table", "worths",
 ]  # fmt: skip
