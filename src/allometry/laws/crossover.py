@@ -319,9 +319,10 @@ def _laws(
     unit = float(np.mean(np.concatenate(means)))
     points, draws = [], []
     for form, u, mean, sample in zip(laws, both.u, means, drawn, strict=True):
-        theta = refit(form, u.mean(axis=1) - centre, np.concatenate([mean[None], sample]) - unit)
-        points.append(theta[0])
-        draws.append(theta[1:])
+        at = u.mean(axis=1) - centre
+        points.append(refit(form, at, mean[None] - unit)[0])
+        none = np.empty((0, len(form.parameters)))
+        draws.append(refit(form, at, sample - unit, tolerance=1e-4) if len(sample) else none)
     return LawDifference(laws, (points[0], points[1]), (draws[0], draws[1]), centre, *both.range)
 
 
@@ -347,9 +348,10 @@ def _verdict(
     if np.isnan(probability).any() or not (len(where) or judged):
         return "undecided", float("nan"), None
     tail = 0.5 - 0.5 * level
-    if not judged:
+    least = np.log1p(margin)
+    if not judged and (np.abs(difference.mean(where)) <= least).all():
         low, high = difference.bounds(where, level)
-        if (low >= -np.log1p(margin)).all() and (high <= np.log1p(margin)).all():
+        if (low >= -least).all() and (high <= least).all():
             return "no difference", float((2 * np.minimum(probability, 1 - probability)).max()), None
     places = np.concatenate([where, [stretch.first for stretch in judged]])
     probability = np.concatenate([probability, [stretch.probability for stretch in judged]])

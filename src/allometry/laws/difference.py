@@ -210,56 +210,61 @@ class LawDifference(Difference):
 
     def roots(self) -> Array:
         points = (self.points[0][None], self.points[1][None])
-        return self._roots(points, self.mean(self.grid)[None])[1]
+        return self._roots(points, self.mean(self.grid)[None], 1e-7)[1]
 
-    def _roots(self, laws: tuple[Array, Array], values: Array) -> tuple[NDArray[np.intp], Array]:
+    def _roots(
+        self, laws: tuple[Array, Array], values: Array, tolerance: float
+    ) -> tuple[NDArray[np.intp], Array]:
         """Every zero of every row: which row, and where."""
-        values = np.where(np.abs(values) < 1e-13, 0.0, values)  # rounding is no crossing
-        positive = values > 0
+        positive = values > 1e-13  # rounding is no crossing
         row, cell = np.nonzero(positive[:, 1:] != positive[:, :-1])
-        chosen = laws[0][row], laws[1][row]
+        base, arm = laws[0][row], laws[1][row]
 
         def function(u: Array, rows: NDArray[np.intp]) -> Array:
-            return self._each((chosen[0][rows], chosen[1][rows]), u)
+            return self._each((base[rows], arm[rows]), u)
 
-        return row, bracketed_roots(function, self.grid[cell], self.grid[cell + 1], 1e-8)
+        return row, bracketed_roots(function, self.grid[cell], self.grid[cell + 1], tolerance)
 
     def pieces(self, level: float) -> Pieces | None:
         if not len(self.on_grid):
             return None
         share = _share(self.on_grid)
-        tails = (0.5 - 0.5 * level, 0.5 + 0.5 * level)
-        ends = [self.grid[0], self.grid[-1]]
-        for tail in tails:  # the interval's end at this tail is zero where the share above zero is 1 - tail
-            cell = np.nonzero(np.diff(share > 1 - tail))[0]
-            if len(cell):
-                ends.extend(self._edge(tail, cell))
-        ends = sorted(ends)
+        tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
+        # An end of the interval is zero where the share of draws above zero passes one minus its tail.
+        which, cell = np.nonzero(np.diff(share > 1 - tails[:, None], axis=1))
+        found = self._edges(tails[which], cell) if len(cell) else np.empty(0)
+        ends = [float(end) for end in np.sort(np.concatenate([found, self.grid[[0, -1]]]))]
         inner = self.probability(np.array([0.5 * (a + b) for a, b in itertools.pairwise(ends)]))
-        pieces: list[list[float]] = []
+        pieces: list[tuple[float, float]] = []
         for (a, b), p in zip(itertools.pairwise(ends), inner, strict=True):
-            if tails[0] <= p <= tails[1] or b - a < 1e-5:  # shorter than its ends are known: a point
-                a = -np.inf if a == self.grid[0] else a
-                b = np.inf if b == self.grid[-1] else b
-                if pieces and pieces[-1][1] == a:
-                    pieces[-1][1] = b
-                else:
-                    pieces.append([float(a), float(b)])
-        return tuple((a, b) for a, b in pieces)
+            if not (
+                tails[0] <= p <= tails[1] or b - a < 1e-5
+            ):  # what is shorter than its ends are known: a point
+                continue
+            if pieces and pieces[-1][1] == a:
+                a = pieces.pop()[0]
+            pieces.append((-np.inf if a == ends[0] else a, np.inf if b == ends[-1] else b))
+        return tuple(pieces)
 
-    def _edge(self, tail: float, cell: NDArray[np.intp]) -> list[float]:
+    def _edges(self, tail: Array, cell: NDArray[np.intp]) -> Array:
+        """Where the quantiles of the draws, one for each cell of the grid, cross zero."""
+
         def function(u: Array, rows: NDArray[np.intp]) -> Array:
-            return np.quantile(self._between(self.draws, u), tail, axis=0)
+            drawn = np.sort(self._between(self.draws, u), axis=0)
+            place = tail[rows] * (len(drawn) - 1)
+            below = np.minimum(place.astype(int), len(drawn) - 2)
+            column = np.arange(len(u))
+            low, high = drawn[below, column], drawn[below + 1, column]
+            return np.asarray(low + (place - below) * (high - low))
 
-        found = bracketed_roots(function, self.grid[cell], self.grid[cell + 1], 1e-6)
-        return [float(value) for value in found]
+        return bracketed_roots(function, self.grid[cell], self.grid[cell + 1], 1e-4)
 
     def places(self) -> dict[str, float]:
         names = ("inside", "up to 10x", "up to 100x", "below")
         total = len(self.on_grid)
         if not total:
             return dict.fromkeys((*names, "never"), float("nan"))
-        row, root = self._roots(self.draws, self.on_grid)
+        row, root = self._roots(self.draws, self.on_grid, 1e-3)
         spans = [
             (self.low, self.high), (self.high, self.high + _TEN),
             (self.high + _TEN, self.high + REACH), (self.low - REACH, self.low),

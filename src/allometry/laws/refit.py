@@ -29,7 +29,7 @@ _GRID = np.geomspace(_LOWEST, _HIGHEST, 24)
 _BLOCK = 48
 
 
-def refit(form: Form, u: Array, log_y: Array) -> Array:
+def refit(form: Form, u: Array, log_y: Array, tolerance: float = 1e-9) -> Array:
     """Coordinates of the least-squares law of every curve.
 
     Parameters
@@ -40,6 +40,9 @@ def refit(form: Form, u: Array, log_y: Array) -> Array:
         Log scales, counted from their mean (the bounds of a form are for such inputs).
     log_y : array (curves, m)
         Log losses, likewise of order one.
+    tolerance : float
+        Bracket of the exponent of ``power-offset`` from which a last chord is drawn (see `bracketed_roots`);
+        draws of a bootstrap do with 1e-4.
 
     Returns
     -------
@@ -63,11 +66,11 @@ def refit(form: Form, u: Array, log_y: Array) -> Array:
         design = np.stack([np.ones_like(u), -u], axis=1)
         return log_y @ np.linalg.pinv(design).T
     if isinstance(form, PowerLawOffset):
-        return _refit_offset(u, log_y)
+        return _refit_offset(u, log_y, tolerance)
     return _refit_any(form, u, log_y)
 
 
-def _refit_offset(u: Array, log_y: Array) -> Array:
+def _refit_offset(u: Array, log_y: Array, tolerance: float) -> Array:
     inverse = np.exp(-np.ascontiguousarray(log_y.T))  # (m, b): sums over scales then run along the batch
     square = inverse * inverse
     s0, t0 = square.sum(axis=0), inverse.sum(axis=0)
@@ -91,7 +94,7 @@ def _refit_offset(u: Array, log_y: Array) -> Array:
 
     low = _GRID[np.maximum(best - 1, 0)]
     high = _GRID[np.minimum(best + 1, len(_GRID) - 1)]
-    alpha = bracketed_roots(lambda value, rows: solve(value, rows)[2], low, high)
+    alpha = bracketed_roots(lambda value, rows: solve(value, rows)[2], low, high, tolerance)
     floor, slope, _ = solve(alpha, np.arange(len(alpha)))
     with np.errstate(divide="ignore"):
         return np.stack([floor, np.log(slope), alpha], axis=1)
@@ -135,9 +138,10 @@ def bracketed_roots(
 ) -> Array:
     """Zeros of many functions at once, each between its own ``low`` and ``high`` (n,).
 
-    Regula falsi in the manner of Illinois, with a bisection wherever it has not halved the bracket, until the
-    bracket is shorter than ``tolerance``; a last chord across it then leaves an error of about its square.
-    Where the signs at the ends are equal, the end with the smaller magnitude comes back.
+    Chandrupatla's method (1997): inverse quadratic interpolation where three points say that it can be
+    trusted, else bisection, until the bracket is shorter than ``tolerance``; a last chord across it then
+    leaves an error of about its square.  Where the signs at the ends are equal, the end with the smaller
+    magnitude comes back.
 
     Parameters
     ----------
@@ -152,32 +156,30 @@ def bracketed_roots(
     root = np.where(np.abs(f_low) <= np.abs(f_high), low, high)
     alive = f_low * f_high < 0
     rows = rows[alive]
-    # columns: the bracket, the values at its ends, and how the ends weigh in the next chord
-    state = np.stack([low, high, f_low, f_high, np.ones_like(low), np.ones_like(low)])[:, alive]
-    bisect = np.zeros(len(rows), dtype=bool)
-    for _ in range(200):
-        low, high, f_low, f_high, w_low, w_high = state
-        width = high - low
-        done = width <= tolerance
+    low, high, f_low, f_high = low[alive], high[alive], f_low[alive], f_high[alive]
+    # latest point a, its partner b across the zero, the point c before, their values, and the next step
+    state = np.stack([high, low, high, f_high, f_low, f_high, np.full_like(low, 0.5)])
+    while len(rows):
+        a, b, _, f_a, f_b, _, share = state
+        x = a + share * (b - a)
+        f = function(x, rows)
+        same = (f > 0) == (f_a > 0)
+        b, f_b, c, f_c = (
+            np.where(same, b, a), np.where(same, f_b, f_a), np.where(same, a, b), np.where(same, f_a, f_b),
+        )  # fmt: skip
+        width = np.abs(x - b)
+        done = (width <= tolerance) | (f == 0)
         if done.any():
-            chord = (high - f_high * width / (f_high - f_low))[done]
-            root[rows[done]] = np.clip(chord, low[done], high[done])
-            rows, state, bisect = rows[~done], state[:, ~done], bisect[~done]
-            low, high, f_low, f_high, w_low, w_high = state
-            width = high - low
-        if not len(rows):
-            break
-        guess = high - w_high * f_high * width / (w_high * f_high - w_low * f_low)
-        guess = np.where(bisect, 0.5 * (low + high), guess)
-        # at least a third of the tolerance from both ends, so that a chord near one end closes the bracket
-        guess = np.clip(guess, low + tolerance / 3, high - tolerance / 3)
-        value = function(guess, rows)
-        left = value * f_low > 0  # the zero lies above the guess
-        zero = value == 0
-        state = np.stack([
-            np.where(left | zero, guess, low), np.where(left & ~zero, high, guess),
-            np.where(left, value, f_low), np.where(left, f_high, np.where(zero, -f_low, value)),
-            np.where(left, 1.0, 0.5 * w_low), np.where(left, 0.5 * w_high, 1.0),
-        ])  # fmt: skip
-        bisect = state[1] - state[0] > 0.5 * width
+            root[rows[done]] = (x - f * (x - b) / (f - f_b))[done]
+            keep = ~done
+            rows, x, b, c, f, f_b, f_c = (v[keep] for v in (rows, x, b, c, f, f_b, f_c))
+            width = width[keep]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            xi, phi = (x - b) / (c - b), (f - f_b) / (f_c - f_b)
+            quick = f / (f_b - f) * f_c / (f_b - f_c) + (c - x) / (b - x) * f / (f_c - f) * f_b / (f_c - f_b)
+            trusted = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
+        # at least a third of the tolerance from both ends, so that a step close to one closes the bracket
+        least = tolerance / (3 * width)
+        share = np.clip(np.where(trusted, quick, 0.5), least, 1 - least)
+        state = np.stack([x, b, c, f, f_b, f_c, share])
     return root
