@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from allometry.rooms import open_room
 
 if TYPE_CHECKING:
+    from allometry.data.augment import Augment, AugmentedBatches
     from allometry.data.corpus import Corpus
+    from allometry.data.images import ImageBatches, Images, digits, fashion_mnist
     from allometry.data.text import StandardLibrary, read_text
     from allometry.data.tokenizer import TextTokenizer, load_tokenizer
     from allometry.data.windows import StackedWindows, Windows, validation_windows
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 open_room(
     __name__,
     {
+        "augment": ["Augment", "AugmentedBatches"],
         "corpus": ["Corpus"],
+        "images": ["ImageBatches", "Images", "digits", "fashion_mnist"],
         "text": ["StandardLibrary", "read_text"],
         "tokenizer": ["TextTokenizer", "load_tokenizer"],
         "windows": ["StackedWindows", "Windows", "validation_windows"],
@@ -24,6 +28,7 @@ open_room(
 )
 
 __all__ = [
-    "Corpus", "StackedWindows", "StandardLibrary", "TextTokenizer", "Windows", "load_tokenizer", "read_text",
+    "Augment", "AugmentedBatches", "Corpus", "ImageBatches", "Images", "StackedWindows", "StandardLibrary",
+    "TextTokenizer", "Windows", "digits", "fashion_mnist", "load_tokenizer", "read_text",
     "validation_windows",
 ]  # fmt: skip

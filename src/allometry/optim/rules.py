@@ -1,8 +1,8 @@
 """Rules that carry a setting from the width at which it was tuned to another.
 
 "Rethinking Conventional Wisdom in Machine Learning: From Generalization to Scaling", Lechao Xiao, 2024.
-arXiv:2409.15156.  Its first case: one learning rate for all widths against a rate that falls as one over width;
-the two agree where they were tuned, and cross.
+arXiv:2409.15156.  Its first case: one learning rate for all widths against a rate that falls as one over
+width; the two agree where they were tuned, and cross.
 
 * A rule is a power of width, times a value at a base width; a function of one's own serves as well.
 * Which weights it concerns is said, not guessed: all of them, or the hidden matrices alone.

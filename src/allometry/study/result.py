@@ -205,16 +205,19 @@ class Result:
     # Curves: what scale is worth
 
     def curve(
-        self,
-        arm: str,
-        measure: str | None = None,
-        *,
-        x: str | None = None,
-        at: Mapping[str, Any] | None = None,
-    ) -> Curve:
+        self, arm: str, measure: str | None = None, *, x: str | None = None,
+        at: Mapping[str, Any] | None = None, least: float | None = None,
+    ) -> Curve:  # fmt: skip
         """Scales and losses by seed, for `allometry.laws`; diverged runs are censored, not dropped.
 
-        ``x`` is a column: by default the study's cost, or its first axis.
+        Parameters
+        ----------
+        x : str, optional
+            A column: by default the study's cost, or its first axis.
+        at : mapping, optional
+            Values of further axes.
+        least : float, optional
+            Only points of the first axis from here up.
         """
         from allometry.laws.crossover import Curve
 
@@ -222,38 +225,57 @@ class Result:
         column = x or self.study.cost or first
         rows = self.rows(arm, at)
         rows = rows[rows["status"].isin(["done", "diverged"])]
-        y = rows.pivot_table(
-            index=first, columns="seed", values=name, aggfunc="last", dropna=False
-        ).sort_index()
-        scale = rows.pivot_table(index=first, columns="seed", values=column, aggfunc="last", dropna=False)
-        lost = rows.assign(lost=rows["status"] == "diverged").pivot_table(
-            index=first, columns="seed", values="lost", aggfunc="max"
-        )
-        lost = lost.reindex(index=y.index, columns=y.columns)
-        scale = scale.reindex(index=y.index, columns=y.columns)
-        censored = lost.eq(True).to_numpy() | ~np.isfinite(y.to_numpy(float))
-        costs = scale.to_numpy(float)
+        if least is not None:
+            rows = rows[rows[first] >= least]
+        lost = (rows["status"] == "diverged") | ~np.isfinite(rows[name].astype(float))
+        told = rows.assign(lost=lost, scale=rows[column].astype(float))
+        places = told.groupby([first, "seed"])[["scale", name, "lost"]].last().unstack("seed")
+        costs = places["scale"].to_numpy(float)
         costs = np.where(np.isfinite(costs), costs, np.nanmean(costs, axis=1, keepdims=True))
-        return Curve(costs, y.to_numpy(float), name=arm, censored=censored)
+        censored = places["lost"].eq(True).to_numpy() | ~np.isfinite(places[name].to_numpy(float))
+        return Curve(costs, places[name].to_numpy(float), name=arm, censored=censored)
 
     def worth(self, arm: str, base: str | None = None, **options: Any) -> Worth:
-        """What the arm is worth in the base's scale; options as in `allometry.laws.worth`."""
+        """What the arm is worth in the base's scale; options as in `curve` and `allometry.laws.worth`."""
         from allometry.laws.worth import worth
 
-        own = {key: options.pop(key) for key in ("measure", "x", "at_point") if key in options}
-        pick = {"measure": own.get("measure"), "x": own.get("x"), "at": own.get("at_point")}
-        unit = own.get("x") or self.study.cost or self.study.axes[0].name
-        return worth(
-            self.curve(base or self.study.base, **pick), self.curve(arm, **pick), **{"unit": unit, **options}
-        )
+        pick = _for_curve(options, "point")
+        unit = pick.get("x") or self.study.cost or self.study.axes[0].name
+        curves = self.curve(base or self.study.base, **pick), self.curve(arm, **pick)
+        return worth(*curves, **{"unit": unit, **options})
 
     def crossover(self, arm: str, base: str | None = None, **options: Any) -> Crossover:
-        """Where the arm's curve crosses the base's; options as in `allometry.laws.crossover`."""
+        """Where the arm's curve crosses the base's; options as in `curve` and `allometry.laws.crossover`."""
         from allometry.laws.crossover import crossover
 
-        own = {key: options.pop(key) for key in ("measure", "x", "at_point") if key in options}
-        pick = {"measure": own.get("measure"), "x": own.get("x"), "at": own.get("at_point")}
+        pick = _for_curve(options, "at")
         return crossover(self.curve(base or self.study.base, **pick), self.curve(arm, **pick), **options)
+
+    def slope_of_gap(
+        self, arm: str, base: str | None = None, measure: str | None = None, *,
+        at: Mapping[str, Any] | None = None, level: float = 0.95,
+    ) -> Estimate:  # fmt: skip
+        """Slope of the log ratio of the arm's measure to the base's, in the log of the first axis."""
+        base, name, first = (
+            base or self.study.base,
+            measure or self.study.measures[0],
+            self.study.axes[0].name,
+        )
+        lines = []
+        for one in (arm, base):
+            rows = self.rows(one, at)
+            lines.append(
+                rows.groupby(["seed", first])[name].agg(lambda some: some.mean(skipna=False)).unstack(first)
+            )
+        seeds = lines[0].index.intersection(lines[1].index)
+        x = np.log(lines[0].columns.to_numpy(float))
+        with np.errstate(all="ignore"):
+            y = np.log(lines[0].loc[seeds].to_numpy(float) / lines[1].loc[seeds].to_numpy(float))
+        x = x - x.mean()
+        slopes = (y - y.mean(1, keepdims=True)) @ x / (x @ x)
+        return Estimate.of(
+            slopes, level=level, what=f"slope of log {name} of {arm} over {base}'s in log {first}"
+        )
 
     # Verdicts
 
@@ -293,6 +315,12 @@ class Result:
         return summary(self)
 
     __repr__ = __str__
+
+
+def _for_curve(options: dict[str, Any], at: str) -> dict[str, Any]:
+    """Takes out of the options what `Result.curve` understands; ``at`` names its values of further axes."""
+    names = {"measure": "measure", "x": "x", "least": "least", at: "at"}
+    return {names[key]: options.pop(key) for key in list(options) if key in names}
 
 
 def _said(at: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ from allometry.rooms import open_room
 
 if TYPE_CHECKING:
     from allometry.train.checkpoint import Checkpointer, load
+    from allometry.train.classify import classification_loss, evaluate_classifier, train_classifier
     from allometry.train.divergence import DivergenceRule
     from allometry.train.language import bits_per_byte, evaluate, next_token_loss, train_language_model
     from allometry.train.learning_rates import (
@@ -23,6 +24,7 @@ open_room(
     __name__,
     {
         "checkpoint": ["Checkpointer", "load"],
+        "classify": ["classification_loss", "evaluate_classifier", "train_classifier"],
         "divergence": ["DivergenceRule"],
         "language": ["bits_per_byte", "evaluate", "next_token_loss", "train_language_model"],
         "learning_rates": ["best_learning_rate", "learning_rate_sweep", "max_stable_learning_rate"],
@@ -36,6 +38,7 @@ open_room(
 
 __all__ = [
     "Checkpointer", "DivergenceRule", "Meter", "Seeds", "Stack", "TrainLog", "best_learning_rate",
-    "bits_per_byte", "evaluate", "fit", "fit_stack", "launch", "learning_rate_sweep", "load",
-    "max_stable_learning_rate", "next_token_loss", "shard", "train_language_model",
+    "bits_per_byte", "classification_loss", "evaluate", "evaluate_classifier", "fit", "fit_stack", "launch",
+    "learning_rate_sweep", "load", "max_stable_learning_rate", "next_token_loss", "shard", "train_classifier",
+    "train_language_model",
 ]  # fmt: skip

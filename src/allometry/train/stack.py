@@ -33,6 +33,7 @@ def fit_stack(
     schedule: Callable[[int, int], float] | None = None,
     validate: Callable[[Stack], Mapping[str, Any]] | None = None,
     chunk: int | None = None,
+    on_optimizer: Callable[[torch.optim.Optimizer], Any] | None = None,
     **settings: Any,
 ) -> list[TrainLog]:
     """Train n models of one shape as one program; each one's log is that of a run of its own.
@@ -57,6 +58,8 @@ def fit_stack(
         Values of shape (n,), tensors or lists, are given out to the logs; others go into all.
     chunk : int, optional
         See :class:`Stack`.
+    on_optimizer : callable, optional
+        Called with the stack's optimizer before training, to register hooks on it.
     **settings
         For :func:`allometry.train.fit`.
 
@@ -83,6 +86,8 @@ def fit_stack(
     optimizer = stack.optimizer(
         make_optimizer or (lambda model, rate: AdamWIndependent(model.parameters(), rate)), learning_rates
     )
+    if on_optimizer is not None:
+        on_optimizer(optimizer)
     told = None if validate is None else lambda model: {k: _plain(v) for k, v in validate(model).items()}
     log = fit(
         stack,
