@@ -87,8 +87,8 @@ def test_misfit_has_the_distribution_of_f() -> None:
     from scipy.stats import f, kstest
 
     generator = np.random.default_rng(2)
-    runs = offset(LOG_X)[:, None] + 0.002 * generator.standard_normal((300, 5, 4))
-    means, counts = runs.mean(axis=2), np.full((300, 5), 4.0)
+    runs = offset(LOG_X)[:, None] + 0.002 * generator.standard_normal((150, 5, 4))
+    means, counts = runs.mean(axis=2), np.full((150, 5), 4.0)
     variance = runs.var(axis=2, ddof=1).mean(axis=1)
     fitted = fit_power(LOG_X, means, counts).log_loss(LOG_X)
     assert kstest(misfit(means, fitted, counts, variance, 3), f(2, 15).cdf).pvalue > 0.01
@@ -96,12 +96,12 @@ def test_misfit_has_the_distribution_of_f() -> None:
 
 def test_the_floors_upper_end_covers_and_is_below_every_mean() -> None:
     generator = np.random.default_rng(3)
-    runs = offset(LOG_X)[:, None] + 0.005 * generator.standard_normal((400, 5, 4))
+    runs = offset(LOG_X)[:, None] + 0.005 * generator.standard_normal((200, 5, 4))
     means, variance = runs.mean(axis=2), runs.var(axis=2, ddof=1).mean(axis=1)
-    counts = np.full((400, 5), 4.0)
+    counts = np.full((200, 5), 4.0)
     curve = fit_power(LOG_X, means, counts)
     upper = floor_upper(
-        curve, LOG_X, means, counts, variance, np.full(400, 1.753)
+        curve, LOG_X, means, counts, variance, np.full(200, 1.753)
     )  # t, 15 degrees, one-sided
     assert (upper < np.exp(means.min(axis=1))).all()
-    assert 0.92 < (upper >= 0.5).mean() < 0.98  # nominal 0.95, standard error 0.011
+    assert 0.91 < (upper >= 0.5).mean() < 0.99  # nominal 0.95, standard error 0.015

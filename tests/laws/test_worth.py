@@ -125,8 +125,9 @@ def test_costs_that_differ_leave_pairs_by_rank() -> None:
     twins = Twins(6, seeds=5)
     base, arm = twins(offset), twins(offset, 1.5)
     dear = Curve(1.2 * X, arm.y)
-    found = worth(base, dear, at=1.2 * X[2], **FEW)
-    alone = worth(base, dear, at=1.2 * X[2], paired=False, **FEW)
+    options = {"at": 1.2 * X[2], "form": "power-offset"} | FEW
+    found = worth(base, dear, **options)
+    alone = worth(base, dear, paired=False, **options)
     assert found.factor == pytest.approx(1.25, rel=0.05)
     assert np.log(found.high / found.low) < 0.7 * np.log(alone.high / alone.low)
 

@@ -11,7 +11,7 @@ WORLDS = {world.name: world for world in worlds()}
 
 
 def held(name: str, simulations: int = 150) -> dict[str, float]:
-    return _measure(WORLDS[name], simulations, 120, 0.9, 5)
+    return _measure(WORLDS[name], simulations, 80, 0.9, 5)
 
 
 def test_sets_and_trends_hold_the_truth() -> None:
@@ -29,15 +29,15 @@ def test_no_effect_raises_no_more_alarms_than_stated() -> None:
 
 
 def test_nothing_is_claimed_where_nothing_can_be_known() -> None:
-    assert held("base flat", 60)["undetermined"] >= 0.85
-    assert held("base falls, then rises", 60)["undetermined"] == 1.0
-    assert held("arm below the base's floor", 60)["half-line"] >= 0.95
+    assert held("base flat", 40)["undetermined"] >= 0.85
+    assert held("base falls, then rises", 20)["undetermined"] == 1.0
+    assert held("arm below the base's floor", 40)["half-line"] >= 0.95
 
 
 def test_a_detectable_worth_is_detected_four_times_of_five() -> None:
-    least = worth_coverage(SCALES, worth=1.0, simulations=100, resamples=100)["minimum detectable"]
-    found = worth_coverage(SCALES, worth=least, simulations=200, resamples=100, random_state=1)
-    assert 0.70 <= found["excludes 1"] <= 0.92
+    least = worth_coverage(SCALES, worth=1.0, simulations=60, resamples=80)["minimum detectable"]
+    found = worth_coverage(SCALES, worth=least, simulations=150, resamples=80, random_state=1)
+    assert 0.70 <= found["excludes 1"] <= 0.90  # 0.80, standard error 0.033
 
 
 def test_a_design_that_cannot_be_simulated_is_refused() -> None:

@@ -9,13 +9,14 @@ one of them, and a curve has an inverse only where it is monotone.  Here it is s
   (1980) through the means on log axes.  It assumes no law and therefore says nothing outside the measured
   scales.
 - ``"auto"`` takes the power law with a floor unless the scatter between seeds says that it misses the means
-  (a test of lack of fit at one per cent), and then the interpolation.
+  (a test of lack of fit at five per cent), and then the interpolation.
 - A *row* is one curve: a data set, a resample, a simulation.  Nothing here loops over rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,11 +213,13 @@ def fit_interpolation(log_x: Array, log_y: Array, weights: Array) -> Interpolate
     return InterpolatedCurves(log_x, values, slopes)
 
 
-def misfit(means: Array, fitted: Array, counts: Array, variance: Array, parameters: int) -> Array:
+def misfit(means: Array, fitted: Array, counts: Array, variance: Array, parameters: Any) -> Array:
     """Lack of fit ``(rows,)``: mean square of the means about the curve over the variance between seeds.
 
     Distributed as F with (scales - parameters, degrees of the variance) where the curve is right; zero where
-    there are no more scales than parameters.  Seeds that agree to a millionth are taken to differ by one.
+    there are no more scales than ``parameters``, of all rows or of each: a floor held at zero is none, so
+    that three scales suffice to see that losses fall ever faster.  Seeds that agree to a millionth are taken
+    to differ by one.
     """
     left = (counts > 0).sum(axis=1) - parameters
     square = np.where(counts > 0, counts * (means - fitted) ** 2, 0.0).sum(axis=1)

@@ -22,7 +22,10 @@ __all__ = ["Batch", "Cells", "Noise", "Resampled", "draw", "fit_resampled"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-_MISFIT = 0.99  # a law that misses the means this surely is not used
+# A law that misses the means this surely is not used. At 0.99 a broken power law at 2 % noise goes unnoticed
+# so often that 90 % sets hold the truth 78 times of 100, at 0.95 98 times; the price is that a right law is
+# refused once in twenty times, and then half-lines are said where intervals could be.
+_MISFIT = 0.95
 
 
 @dataclass(frozen=True)
@@ -254,16 +257,21 @@ def fit_resampled(batch: Batch, base: Cells, arm: Cells, noise: Noise, form: str
         point, arm_curve = both[:count], both[count:]
         base_fit = point.log_loss(batch.log_x_base)
         arm_fit = arm_curve.log_loss(batch.log_x_arm)
-        size = 3 if offset else 2
 
-        def misses(cells: Cells, fitted: Array) -> Mask:
+        def misses(cells: Cells, fitted: Array, curve: PowerCurves) -> Mask:
+            size = 2 + (curve.floor > 0)  # a floor at zero is not a parameter
             ratio = misfit(np.nan_to_num(cells.mean), fitted, cells.count, cells.variance, size)
             left = np.maximum((cells.count > 0).sum(axis=1) - size, 1)
             return np.asarray(ratio > special.fdtri(left, np.maximum(cells.degrees, 1.0), _MISFIT))
 
         if form == "auto":
-            interpolated = misses(base, base_fit)
-        smooth = batch.smooth & ~interpolated & ~misses(arm, arm_fit) & ((arm.count > 0).sum(axis=1) >= 3)
+            interpolated = misses(base, base_fit, point)
+        smooth = (
+            batch.smooth
+            & ~interpolated
+            & ~misses(arm, arm_fit, arm_curve)
+            & ((arm.count > 0).sum(axis=1) >= 3)
+        )
         moved = np.concatenate(
             [_scatter(base_fit[:, None] + noise.base, where[0][:, None], len(places)),
              _scatter(arm_fit[:, None] + noise.arm, where[1][:, None], len(places))]

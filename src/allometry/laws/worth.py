@@ -128,7 +128,7 @@ def worth(
         whose costs differ from the base's are paired in order of scale.
     form : {"auto", "power-offset", "power", "interpolation"}
         The base's curve, and the arm's.  ``"auto"`` is the power law with a floor unless the means lie off it
-        by more than the scatter of seeds (at one per cent), and then the interpolation, which does not
+        by more than the scatter of seeds (at five per cent), and then the interpolation, which does not
         extrapolate.  An arm that lies off it is read at its means.
     cap : float
         How far beyond the base's measured scales its curve is trusted, as a factor; the set is cut there.

@@ -146,7 +146,10 @@ def worlds() -> list[World]:
         World("base falls, then rises", _valley, _always(1.5), arm=lambda x: _valley(x) - 0.02),
         World("truth: power law without a floor", _power, half),
         World("truth: broken power law", _broken, half),
+        World("truth: broken power law, noise 2 %", _broken, half, noise=0.02),
+        World("truth: broken power law, 3 scales", _broken, half, scales=3),
         World("truth: sigmoid", _sigmoid, half),
+        World("truth: sigmoid, 3 scales", _sigmoid, half, scales=3),
         World("interpolation, truth a power law with a floor", _offset, half, form="interpolation"),
     ]
 
