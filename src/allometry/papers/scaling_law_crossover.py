@@ -287,7 +287,7 @@ gradients = Study(
             "The gain of normalised gradients fades and turns as models grow, under one rate for all widths.",
             _fades,
             where="figure on techniques under a constant rate; the paper leaves it unexplained",
-            threshold="exploratory: a difference is there, and the gap in log loss rises with log width (95 %)",
+            threshold="exploratory: they differ, and the gap in log loss rises with log width (95 %)",
         )
     ],
 )  # fmt: skip
