@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from allometry.forecast.accelerators import ACCELERATORS
     from allometry.forecast.budget import BudgetPlan, plan_budget
     from allometry.forecast.check import Check, interval_score, naive_forecasts
+    from allometry.forecast.commanded import CommandForecast, Goal, forecast_commands
+    from allometry.forecast.commands import CommandLadder
     from allometry.forecast.forecast import Forecast, ForecastError, forecast
     from allometry.forecast.ladder import PLANS, Ladder
     from allometry.forecast.replays import Replays, replay
@@ -31,6 +33,8 @@ open_room(
         "accelerators": ["ACCELERATORS"],
         "budget": ["BudgetPlan", "plan_budget"],
         "check": ["Check", "interval_score", "naive_forecasts"],
+        "commanded": ["CommandForecast", "Goal", "forecast_commands"],
+        "commands": ["CommandLadder"],
         "forecast": ["Forecast", "ForecastError", "forecast"],
         "ladder": ["Ladder", "PLANS"],
         "replays": ["Replays", "replay"],
@@ -39,6 +43,7 @@ open_room(
 )
 
 __all__ = [
-    "ACCELERATORS", "PLANS", "BudgetPlan", "Check", "Forecast", "ForecastError", "Ladder", "Replays",
-    "forecast", "interval_score", "naive_forecasts", "plan_budget", "replay",
+    "ACCELERATORS", "PLANS", "BudgetPlan", "Check", "CommandForecast", "CommandLadder", "Forecast",
+    "ForecastError", "Goal", "Ladder", "Replays", "forecast", "forecast_commands", "interval_score",
+    "naive_forecasts", "plan_budget", "replay",
 ]  # fmt: skip

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from allometry.show.drawing import inline_svg
-from allometry.show.markup import bullets, document, listing, section, shown, table
 from allometry.forecast.report import (
     FORMULAS,
     backtest,
@@ -21,6 +19,8 @@ from allometry.forecast.report import (
     plan_facts,
     verdict,
 )
+from allometry.show.drawing import inline_svg
+from allometry.show.markup import bullets, document, listing, section, shown, table
 from allometry.show.text import percent
 
 if TYPE_CHECKING:

@@ -73,9 +73,9 @@ class Replays:
 
     def write(self, directory: str | Path) -> Path:
         """Write replays.csv, replays.json, replays.txt and the figure."""
-        from allometry.show.drawing import write_atomically
         from allometry.forecast.figures import replay_figure
         from allometry.forecast.report import to_json
+        from allometry.show.drawing import write_atomically
 
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)

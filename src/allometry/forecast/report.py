@@ -86,9 +86,9 @@ def write(result: Forecast, directory: str | Path) -> Path:
     Beside the page: ``forecast`` and ``residuals`` as .png and .svg, ``runs.csv`` (every record, floats
     exact) and ``law.json`` (all else; floats exact, what JSON has no number for as "NaN" or "Infinity").
     """
-    from allometry.show.drawing import save, write_atomically
     from allometry.forecast.figures import loss_figure, residual_figure
     from allometry.forecast.page import page
+    from allometry.show.drawing import save, write_atomically
 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,8 +228,8 @@ def choice_table(result: Forecast) -> tuple[list[str], list[list[str]]]:
 
 def ladder_table(result: Forecast) -> tuple[list[str], list[list[str]]]:
     """Mean loss over seeds, and their spread, a row a size and a column a horizon."""
-    from allometry.show.drawing import quantity
     from allometry.forecast.figures import finite_runs
+    from allometry.show.drawing import quantity
 
     runs = finite_runs(result.runs)
     cells = runs.groupby(["width", "tokens"])["loss"].agg(["mean", "std", "count"])

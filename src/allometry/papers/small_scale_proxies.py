@@ -177,7 +177,7 @@ proxies = Study(
             "At high rates attention logits grow without the norm of queries and keys.",
             _logit_ratio,
             where="section 3.1.1",
-            threshold="from a rate of 0.1 up ten times the largest logit at that width; contradicted below one",
+            threshold="from a rate of 0.1 up ten times the largest logit; contradicted below one",
         ),
         Claim(
             "How large attention logits get is foretold from smaller models.",
@@ -249,11 +249,11 @@ paper = Paper(
     year=2023,
     arxiv="2309.14322",
     summary=(
-        "Attention logits that grow and output logits that drift end large runs; both can be produced in small "
-        "models by raising the learning rate, and the cures used at scale work there as well. So stability "
-        "can be studied cheaply: sweep the rate over decades at several sizes, and look at the whole curve of "
-        "loss against rate. One number sums it up, the mean excess loss over the rates; logits and gradient "
-        "sizes of small models foretell at which size a run will fail."
+        "Attention logits that grow and output logits that drift end large runs; both can be produced in "
+        "small models by raising the learning rate, and the cures used at scale work there as well. So "
+        "stability can be studied cheaply: sweep the rate over decades at several sizes, and look at the whole "
+        "curve of loss against rate. One number sums it up, the mean excess loss over the rates; logits and "
+        "gradient sizes of small models foretell at which size a run will fail."
     ),
     studies=(proxies,),
     parts=(
