@@ -131,7 +131,8 @@ def _sweep(
     for start in range(0, seen, block):
         end = min(seen, start + block)
         logits = query @ key[:, :, start:end].transpose(-1, -2)
-        largest = torch.maximum(largest, torch.maximum(logits.amax(), -logits.amin()))
+        least, most = torch.aminmax(logits)
+        largest = torch.maximum(largest, torch.maximum(most, -least))
         first = max(0, start - offset) if is_causal else 0  # queries before see none of this block
         if first >= length:
             continue
@@ -148,18 +149,26 @@ def _sweep(
             if part.dtype == torch.bool:
                 hidden = ~part if hidden is None else hidden | ~part
             else:
-                logits = logits + part.to(logits.dtype)
+                logits.add_(part.to(logits.dtype))
+                # minus infinity or the type's lowest number is how such masks hide
+                below = logits <= lowest / 2
+                hidden = below if hidden is None else hidden | below
         if hidden is not None:
-            logits = logits.masked_fill(hidden, lowest)
+            logits.masked_fill_(hidden, lowest)
         rows = (slice(None), slice(None), slice(first, None))
         before = top[rows]
         now = torch.maximum(before, logits.amax(-1))
-        apart = (logits - now.unsqueeze(-1)).clamp_(min=lowest)
-        # a query that has seen nothing yet has now = lowest: what is hidden must not count as equal to it
-        share = apart.exp().masked_fill_(logits <= lowest / 2, 0.0)
+        apart = logits.sub_(
+            now.unsqueeze(-1)
+        )  # in place: every pass over a block costs as much as its product
+        share = apart.exp()
+        if hidden is not None:
+            # a query that has seen nothing yet has now = lowest, and what is hidden must not count as equal
+            share.masked_fill_(hidden, 0.0)
+            apart.masked_fill_(hidden, 0.0)
         fading = (before - now).clamp_(min=lowest)
         kept = fading.exp()
-        moment[rows] = kept * (moment[rows] + weight[rows] * fading) + (share * apart).sum(-1)
+        moment[rows] = kept * (moment[rows] + weight[rows] * fading) + torch.linalg.vecdot(share, apart)
         weight[rows] = kept * weight[rows] + share.sum(-1)
         top[rows] = now
     sees = weight > 0
