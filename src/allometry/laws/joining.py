@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from allometry.laws.columns import GOOD, SCALES, numbers
-from allometry.laws.holding import Holding, Key
+from allometry.laws.holding import Holding
 
 __all__ = ["Told", "runs_of"]
 
@@ -29,9 +29,9 @@ def runs_of(held: Holding, used: Told) -> tuple[Any, frozenset[str]]:
     The table is empty where no run is left.
     """
     table = held.table()
-    for name in ("params", "unique_tokens", "seed", "learning_rate"):
+    for name in ("params", "unique_tokens", "learning_rate"):
         if name in table:
-            table[name] = table[name].astype(object if name == "seed" else float)
+            table[name] = table[name].astype(float)
     by = ["run", "step", "order"] if "step" in table else ["run", "order"]
     table = table.sort_values(by, kind="stable")
     log = np.array(held.log)[table["run"].to_numpy()]
@@ -47,9 +47,9 @@ def runs_of(held: Holding, used: Told) -> tuple[Any, frozenset[str]]:
     if table.empty:
         return table, frozenset()
     numbers_of_runs = table["run"].to_numpy()
-    table, names = _named(table, held.keys)
+    table, names = _named(table, held)
     logs = frozenset(names[int(i)] for i in np.unique(numbers_of_runs) if held.log[i])
-    table["file"] = [held.files[i] for i in table["file"]]
+    table["file"] = np.array(held.files, dtype=object)[table["file"].to_numpy()]
     order = ["run", *SCALES, "unique_tokens", "loss", "seed", "learning_rate", "step", "file", "row"]
     return table[[name for name in order if name in table]], logs
 
@@ -174,9 +174,9 @@ def _whole(table: Any, held: Holding) -> Any:
 
 
 # --- names -------------------------------------------------------------------------------------------------
-def _named(table: Any, keys: dict[Key, int]) -> tuple[Any, dict[int, str]]:
-    """Names of runs: the file's or the run column's, and what tells apart runs that share it."""
-    key_of = {number: key for key, number in keys.items()}
+def _named(table: Any, held: Holding) -> tuple[Any, dict[int, str]]:
+    """Names of runs: the file's or the run column's, and what tells apart runs that share it; seeds."""
+    key_of = {number: key for key, number in held.keys.items()}
     shared: dict[str, list[int]] = {}
     for i in table["run"].unique():
         shared.setdefault(key_of[int(i)][0], []).append(int(i))
@@ -189,14 +189,18 @@ def _named(table: Any, keys: dict[Key, int]) -> tuple[Any, dict[int, str]]:
             told = ", ".join(shown[position] for position in apart)
             plain = base.rstrip("\0")
             names[i] = f"{plain} ({told})" if told else plain
-    table["run"] = [names[int(i)] for i in table["run"]]
-    if "seed" in table:
-        value, state = numbers(table["seed"].tolist())
-        if (table["seed"] == "").all():
-            table = table.drop(columns="seed")
-        elif (state == GOOD).all():
-            whole = (value == np.floor(value)).all() and np.abs(value).max() < 2**53
-            table["seed"] = value.astype(np.int64) if whole else value
+    numbered, present = np.unique(table["run"].to_numpy(), return_inverse=True)
+    table["run"] = np.array([names[int(i)] for i in numbered], dtype=object)[present]
+    codes, place = np.unique(table["seed"].to_numpy(), return_inverse=True)
+    seeds = [held.seeds[code] for code in codes]
+    value, state = numbers(seeds, suffixes=False)
+    if not any(seeds):
+        table = table.drop(columns="seed")
+    elif (state == GOOD).all():
+        whole = (value == np.floor(value)).all() and np.abs(value).max() < 2**53
+        table["seed"] = (value.astype(np.int64) if whole else value)[place]
+    else:
+        table["seed"] = np.array(seeds, dtype=object)[place]
     for name in ("unique_tokens", "learning_rate", "step"):
         if name in table and table[name].isna().all():
             table = table.drop(columns=name)

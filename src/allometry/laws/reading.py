@@ -16,6 +16,7 @@ from allometry.laws.columns import (
     GOOD,
     NOT_FINITE,
     SCALES,
+    TEXT,
     UNCLEAR,
     Choice,
     candidates,
@@ -27,6 +28,7 @@ from allometry.laws.columns import (
 )
 from allometry.laws.holding import Holding, Refused
 from allometry.laws.joining import Told, runs_of
+from allometry.laws.labels import Labels, labels
 from allometry.laws.logs import Source, parts
 from allometry.laws.lost import Lost
 from allometry.laws.pieces import Part
@@ -159,7 +161,8 @@ class Reader:
         import pandas
 
         count = len(part.rows)
-        rows = np.asarray(part.rows, dtype=np.int64)
+        stand = part.rows
+        rows = np.arange(stand.start, stand.stop) if isinstance(stand, range) else np.array(stand, dtype=int)
         frame = pandas.DataFrame({"row": rows, "order": np.arange(self.held.order, self.held.order + count)})
         self.held.order += count
         frame["file"] = len(self.held.files) - 1
@@ -171,9 +174,10 @@ class Reader:
         raw = part.take([have[q] for q in _NUMBERS if q in have], [have[q] for q in labelled if q in have])
         cells = {quantity: raw[source] for quantity, source in have.items() if source in raw}
         state = self._numbers(part, choices, cells, frame)
-        names = _labels(cells.get("run"))
-        own = np.full(count, source.run, dtype=object)
-        names = own if names is None else np.where(names == "", source.run, names)
+        if "run" in cells:
+            names = labels(cells["run"]).or_else(source.run)
+        else:
+            names = Labels.same(source.run, count)
         self._give(frame, names, state)
         out = self._faults(frame, cells, state, file)
         endless = (state["loss"] == NOT_FINITE) & ~out
@@ -181,18 +185,19 @@ class Reader:
         without = "no loss in this row (its other numbers are used by step)" if is_log else "loss is missing"
         for bad, reason in ((endless, "loss is not finite"), (blank, without)):
             self._leave(bad, reason, rows, cells.get("loss") if bad is endless else None, file)
-        frame.loc[endless | blank, "loss"] = math.nan
+        frame["loss"] = np.where(endless | blank, math.nan, frame["loss"].to_numpy())
         frame["event"] = np.where(endless, 2.0, np.where(blank, math.nan, 1.0))
         usable = int((~out & ~blank & ~endless).sum())
         keep = ~out if is_log else ~out & ~blank & ~endless
         if keep.any():
-            seed = _labels(cells.get("seed"), numeric=True)
-            frame["seed"] = "" if seed is None else seed
-            rate = None if is_log else _labels(cells.get("learning_rate"), numeric=True)
-            frame["run"] = self.held.number(
-                frame, names, "" if rate is None else rate, is_log, "run" in choices, keep,
-                choices["run"].source if "run" in choices else "the name of each file",
-            )  # fmt: skip
+            seed, rate = (
+                labels(cells[name], numeric=True) if name in cells and not skip else Labels.same("", count)
+                for name, skip in (("seed", False), ("learning_rate", is_log))
+            )
+            frame["seed"] = self.held.seed_codes(seed)
+            size = frame["params"].to_numpy() if "params" in frame else None
+            column = choices["run"].source if "run" in choices else None
+            frame["run"] = self.held.number(size, names, seed, rate, is_log, keep, column)
             self.held.keep(frame[keep])
         return usable
 
@@ -228,8 +233,12 @@ class Reader:
         checked = [name for name in (*SCALES, "unique_tokens", "step", "loss") if name in state]
         for name in checked:
             told = state[name]
+            if not told.any():  # all of them GOOD: nearly always
+                if name != "step":
+                    leave(~(frame[name].to_numpy() > 0), f"{name} is not positive", name)
+                continue
             leave(told == UNCLEAR, f"{name}: a comma or point that may be a decimal or a thousand", name)
-            leave(~np.isin(told, (GOOD, BLANK, NOT_FINITE)), f"{name} is not a number", name)
+            leave(told == TEXT, f"{name} is not a number", name)
             if name != "loss":
                 leave(told == NOT_FINITE, f"{name} is not finite", name)
             if name != "step":
@@ -240,10 +249,10 @@ class Reader:
                 value = frame[name].to_numpy()
                 odd = (state[name] == GOOD) & ~((value >= low) & (value <= high))
                 leave(odd, f"{name} is not between {low:g} and {high:g}", name)
-        diverged = _labels(cells.get("diverged"))
-        if diverged is not None:
-            marked = np.isin(np.char.lower(diverged.astype(str)), ("true", "1", "1.0", "yes", "diverged"))
-            leave(marked, "the run is marked as diverged", None)
+        if "diverged" in cells:
+            marked = labels(cells["diverged"])
+            said = {name for name in marked.names if name.lower() in ("true", "1", "1.0", "yes", "diverged")}
+            leave(marked.among(said), "the run is marked as diverged", None)
         return out
 
     def _leave(self, bad: Any, reason: str, rows: Any, cells: Any, file: str) -> None:
@@ -252,14 +261,14 @@ class Reader:
             text = "" if cells is None else str(cells[first])[:40]
             self.lost.add(file, int(rows[first]), reason, text, int(bad.sum()))
 
-    def _give(self, frame: pandas.DataFrame, names: Any, state: dict[str, Any]) -> None:
+    def _give(self, frame: pandas.DataFrame, names: Labels, state: dict[str, Any]) -> None:
         """Numbers that the caller gives for runs whose logs do not hold them."""
         for pattern, given in self.values.items():
-            those = [name for name in dict.fromkeys(names.tolist()) if fnmatch.fnmatchcase(name, pattern)]
+            those = {name for name in names.names if fnmatch.fnmatchcase(name, pattern)}
             if not those:
                 continue
             self.matched.add(pattern)
-            here = np.isin(names.astype(str), those)
+            here = names.among(those)
             for quantity, value in given.items():
                 if quantity not in frame:
                     frame[quantity], state[quantity] = math.nan, np.full(len(frame), BLANK, dtype=np.int8)
@@ -320,42 +329,6 @@ class Reader:
         if len(losses) > 1:
             told = f"Files hold different losses, {shown(map(repr, losses), 8)}: are they the same quantity?"
             self.notes[told] = None
-
-
-def _labels(cells: Any, numeric: bool = False) -> Any:
-    """Cells as labels, ``""`` where blank, numbers in one spelling if asked; None without cells."""
-    if cells is None:
-        return None
-    if hasattr(cells, "categories"):
-        told = [*(_label(cell, numeric) for cell in cells.categories), ""]  # a blank has the code -1
-        return np.array(told, dtype=object)[cells.codes]
-    if isinstance(cells, np.ndarray):
-        values, place = np.unique(cells, return_inverse=True)
-        return np.array([_label(float(value), numeric) for value in values], dtype=object)[place]
-    known: dict[Any, str] = {}
-    out = np.empty(len(cells), dtype=object)
-    for i, cell in enumerate(cells):
-        if cell.__hash__ is None:
-            cell = str(cell)
-        if cell not in known:
-            known[cell] = _label(cell, numeric)
-        out[i] = known[cell]
-    return out
-
-
-def _label(cell: Any, numeric: bool) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    text = str(cell).strip()
-    if numeric and not isinstance(cell, bool):
-        value, state = number(text, suffixes=False)
-        if state == GOOD:
-            cell = value
-        elif state == BLANK:
-            return ""
-    if isinstance(cell, float):
-        return str(int(cell)) if cell.is_integer() and abs(cell) < 2**53 else repr(float(cell))
-    return text
 
 
 def _checked(pattern: str, given: Mapping[str, float | str]) -> dict[str, float]:

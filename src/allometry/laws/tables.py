@@ -189,12 +189,14 @@ class _Table:
             text += "\n"
         if "\r" in text:
             return None
-        raw = np.frombuffer(text.encode(), dtype=np.uint8)
+        data = text.encode()
+        raw = np.frombuffer(data, dtype=np.uint8)
         ends = np.flatnonzero(raw == ord("\n"))
-        if len(ends) < PLAIN:
+        marks = np.flatnonzero(raw == ord(self.delimiter))
+        if len(ends) < PLAIN or len(marks) != (self.width - 1) * len(ends):
             return None
-        marks = np.searchsorted(np.flatnonzero(raw == ord(self.delimiter)), ends)
-        if (np.diff(marks, prepend=0) != self.width - 1).any():
+        own = marks.reshape(len(ends), self.width - 1)  # of each line, if it has as many as the header
+        if (own[:, -1] > ends).any() or (own[1:, 0] < ends[:-1]).any():
             return None
         mark = re.escape(self.delimiter)
         if (np.diff(ends, prepend=-1) == self.width).any():  # a line of nothing but delimiters
@@ -208,14 +210,14 @@ class _Table:
         self.lines.number += len(ends)
         columns: dict[str, Sequence[Any]] = dict.fromkeys(self.names, ())
         told, self.told = self.told, []
-        return _Block(columns, rows, "thousands", told, True, text, self.delimiter, self.names)
+        return _Block(columns, rows, "thousands", told, True, data, self.delimiter, self.names)
 
 
 @dataclass
 class _Block(Part):
     """A plain stretch of a table, parsed when it is known what is wanted of it."""
 
-    text: str = ""
+    data: bytes = b""
     delimiter: str = ","
     header: Sequence[str] = ()
 
@@ -224,7 +226,7 @@ class _Block(Part):
 
         place = {name: self.header.index(name) for name in (*numeric, *labels) if name in self.header}
         frame = pandas.read_csv(
-            io.StringIO(self.text), sep=self.delimiter, header=None, names=range(len(self.header)),
+            io.BytesIO(self.data), sep=self.delimiter, header=None, names=range(len(self.header)),
             usecols=sorted(set(place.values())), index_col=False,
             dtype={place[name]: "category" for name in labels if name in place and name not in numeric},
             na_values=[""], keep_default_na=False, low_memory=False, quoting=csv.QUOTE_NONE,
