@@ -200,6 +200,20 @@ def test_an_arm_with_few_runs_at_one_scale_tells_nothing_there_and_all_elsewhere
     np.testing.assert_allclose(table["factor"][:4], 1.5, rtol=1e-9)
 
 
+def test_a_trend_counts_every_measured_scale_once() -> None:
+    """Neither a place asked for between two scales nor a scale with too few runs changes it."""
+    twins = Twins(20)
+    base, arm = twins(offset), twins(offset, 2.0 * (X / 1e12) ** -0.1)
+    found = worth(base, arm, **FEW)
+    between = worth(base, arm, at=1e14, **FEW)
+    assert between.trend_slope == pytest.approx(found.trend_slope, abs=1e-9)
+    missing = np.zeros((5, 3), dtype=bool)
+    missing[-1, 1:] = True
+    short = worth(base, Curve(X, arm.y, missing=missing), **FEW)
+    first = worth(base, Curve(X[:4], arm.y[:4]), **FEW)
+    assert short.trend_slope == pytest.approx(first.trend_slope, abs=1e-3)
+
+
 # --- diverged runs ----------------------------------------------------------------------------------------
 def test_a_diverged_run_leaves_at_most() -> None:
     """However good its survivors are, an arm that may diverge is not worth what they are worth."""

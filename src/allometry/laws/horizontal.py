@@ -220,7 +220,7 @@ def _trend(
     """
     from scipy import special
 
-    usable = np.isfinite(where) & np.isfinite(low) & np.isfinite(high)
+    usable = batch.own & np.isfinite(where) & np.isfinite(low) & np.isfinite(high)
     place = np.where(usable, where, batch.log_x_base.mean())
     elasticity = np.where(usable, np.maximum(fits.elasticity(place), 1e-12), 1.0)
     drawn = (fits.base_drawn(place) - fits.arm_drawn) / elasticity[:, None]  # of log w, to first order

@@ -114,7 +114,8 @@ def match(base: Usable, arms: Sequence[Usable], at: Sequence[Array], *, paired: 
     arms : sequence of Usable
         Each with at least one scale that can be used.
     at : sequence of array (q,)
-        Log scales of each arm at which it is wanted; shorter ones are filled with their last.
+        Log scales of each arm at which it is wanted, those of its curve first; shorter ones are filled with
+        their last.
     paired : bool
         Rows and columns of an arm become those of its twins in the base; rows without a twin come after them.
     """
@@ -140,5 +141,8 @@ def match(base: Usable, arms: Sequence[Usable], at: Sequence[Array], *, paired: 
         places[i, index] = arm.log_x
     longest = max(map(len, at))
     wanted = np.stack([np.pad(one, (0, longest - len(one)), mode="edge") for one in at])
+    measured = np.stack([np.pad(arm.keep, (0, longest - len(arm.keep))) for arm in arms])
     smooth = np.array([not arm.diverged[arm.keep].any() for arm in arms])
-    return Batch(base.log_x, places, np.broadcast_to(ground, (count, *ground.shape)), losses, smooth, wanted)
+    return Batch(
+        base.log_x, places, np.broadcast_to(ground, (count, *ground.shape)), losses, smooth, wanted, measured
+    )

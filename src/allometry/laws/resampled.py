@@ -45,6 +45,8 @@ class Batch:
         Whether a curve may be fitted to the arm; its cell means stand for it otherwise.
     at : array (pairs, q)
         Log scales of the arm at which distances are wanted, inside its measured range.
+    own : bool array (pairs, q)
+        Which of them are scales at which the arm was measured, each once: those make up its trend.
     """
 
     log_x_base: Array
@@ -53,6 +55,7 @@ class Batch:
     arm: Array
     smooth: Mask
     at: Array
+    own: Mask
 
 
 @dataclass(frozen=True)

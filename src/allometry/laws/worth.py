@@ -38,7 +38,7 @@ __all__ = ["Worth", "worth", "worths"]
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Worth:
     """What one arm is worth at one scale; made by `worth`.
 
@@ -96,7 +96,10 @@ class Worth:
             size = f"{self.factor:.3g}× ({self.low:.3g}–{self.high:.3g})"
         else:
             size = f"≥ {self.low:.3g}×" if self.kind == "at least" else f"≤ {self.high:.3g}×"
-        return f"{size} {where}, {trend}{beyond}"
+        unseen = ""
+        if self.low <= 1 <= self.high and self.minimum_detectable > 1:
+            unseen = f"; a worth below {self.minimum_detectable:.3g}× would likely not have been seen"
+        return f"{size} {where}, {trend}{beyond}{unseen}"
 
 
 def worth(
@@ -280,11 +283,7 @@ def _tell(
         slope, words = [float(v) for v in found.slope[pair]], found.trend[pair]
     p_value, least = np.nan, np.nan
     row = rows[here]
-    if (
-        found is not None
-        and pair is not None
-        and np.isfinite(row["factor"]) | (row["kind"] != "undetermined")
-    ):
+    if found is not None and pair is not None and row["measured"]:
         least = float(np.exp(found.minimum_detectable[pair, here]))
         p_value = float(found.p_value[pair, here])
         if row["lost"] and found.log_factor[pair, here] > 0:
@@ -294,7 +293,7 @@ def _tell(
     if len(diverged) and not general:
         places = ", ".join(f"{x:.3g}" for x in diverged)
         reasons.append(f"runs of the arm diverged at {places}: a trend of the others would say nothing")
-    table = pandas.DataFrame(rows[: len(arm.curve)]).drop(columns=["lost"])
+    table = pandas.DataFrame(rows[: len(arm.curve)]).drop(columns=["lost", "measured"])
     table["reason"] = ["; ".join(said) for said in table.pop("sentences")]
     return Worth(
         factor=row["factor"], low=row["low"], high=row["high"], kind=row["kind"], reasons=reasons,
@@ -333,7 +332,7 @@ def _row(
     if not nearest:  # between two scales
         above = int(np.searchsorted(scales, x))
         nearest = [above - 1, above]
-    factor, low, high, extrapolated = np.nan, 0.0, np.inf, False
+    factor, low, high, extrapolated, measured = np.nan, 0.0, np.inf, False, False
     said: list[str] = list(general)
     short = [j for j in nearest if not (arm.keep[j] or arm.wholly[j])]
     broken = sum(int(arm.diverged[j]) for j in nearest)
@@ -344,6 +343,7 @@ def _row(
         factor, high = 0.0, float(np.exp(base.log_x[0])) / x
         said.append(f"every run of the arm diverged at {scales[nearest[0]]:.3g}")
     elif not general and found is not None and pair is not None:
+        measured = True
         with np.errstate(over="ignore"):
             factor, low, high = (float(np.exp(v[pair, i])) for v in (found.log_factor, found.low, found.high))
         extrapolated = bool(found.extrapolated[pair, i])
@@ -366,7 +366,7 @@ def _row(
         kind = "at most" if np.isfinite(high) else "undetermined"
     return {
         "x": x, "factor": factor, "low": low, "high": high, "kind": kind, "extrapolated": extrapolated,
-        "sentences": said, "lost": bool(broken),
+        "sentences": said, "lost": bool(broken), "measured": measured,
     }  # fmt: skip
 
 

@@ -110,7 +110,7 @@ class World:
         base = self.base(x)[:, None] + size * (shared + rest * own)
         arm = curve[:, None] + size * (shared + rest * other)
         same = np.broadcast_to(x, (count, self.scales))
-        return Batch(x, same, base, arm, np.ones(count, dtype=bool), same)
+        return Batch(x, same, base, arm, np.ones(count, dtype=bool), same, np.ones(same.shape, dtype=bool))
 
 
 def _always(factor: float) -> Callable[[Array], Array]:
