@@ -45,6 +45,7 @@ def test_forms_of_input_agree_and_order_does_not_matter() -> None:
         assert found.curve["learning_rate"].tolist() == RATES
         assert (found.low, found.high) == (by_mapping.low, by_mapping.high)
     assert by_mapping.low < by_mapping.value < by_mapping.high
+    assert math.isnan(learning_rate_sensitivity(runs, 7.0, resamples=0).low)
 
 
 def test_a_run_that_its_table_calls_diverged_is_lost_whatever_its_loss() -> None:

@@ -97,7 +97,7 @@ def learning_rate_sensitivity(
     range : (low, high), optional
         Use the rates within, ends included.
     level, resamples, random_state
-        Of the interval.
+        Of the interval; 0 resamples for none.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def learning_rate_sensitivity(
     mean = counted.mean(axis=1)
     best = int(np.argmin(mean))
     low = high = math.nan
-    if counted.shape[1] >= _FEWEST_SEEDS:
+    if counted.shape[1] >= _FEWEST_SEEDS and resamples > 0:
         found = bootstrap(
             excess, counted.T, unit="seed", resamples=resamples, level=level, random_state=random_state
         )
