@@ -1,6 +1,7 @@
 """What a ``full`` run left behind: records, verdicts, seeds, environment, hashes of the code behind them.
 
-Evidence knows when it is stale: when a module that the study imports has changed what it does.  A result read
+Evidence lies in ``evidence/<study>/``: with the user, in the repository, or inside the installed package.  It
+knows when it is stale: when a module that the study imports has changed what it does.  A result read
 from it judges by the table alone, as the run did, so a reader can check a verdict without running anything.
 """
 
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from allometry.show.drawing import write_atomically
 from allometry.study.canonical import canonical, restore
 from allometry.study.running import plan_of
 
 if TYPE_CHECKING:
+    import pandas
+
     from allometry.study.result import Result
     from allometry.study.study import Study
 
@@ -64,9 +68,14 @@ class Evidence:
         from allometry.study.result import Result
 
         told = self.content
+        table = pandas.DataFrame(told["table"])
+        for name in study.measures:  # of which all runs may have diverged
+            if name in table:
+                table[name] = pandas.to_numeric(table[name])
         return Result(
-            study, told["profile"], pandas.DataFrame(told["table"]), digest=told["digest"],
+            study, told["profile"], table, digest=told["digest"],
             modules=told["modules"], environment=told["environment"], tuned=told["tuned"],
+            tuning=told["tuning"],
         )  # fmt: skip
 
 
@@ -93,16 +102,24 @@ def keep(result: Result, folder: str | Path) -> Path:
         "verdicts": [one.to_dict() for one in result.verdicts],
         "tuned": result.tuned, "tuning": result.tuning, "seconds": seconds,
         "environment": result.environment, "modules": result.modules,
-        "table": result.table.astype(object).where(result.table.notna(), None).to_dict("records"),
     }  # fmt: skip
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     file = place / FILE
-    text = json.dumps(json.loads(canonical(content, place="evidence")), indent=1, ensure_ascii=False)
-    part = file.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(file)
+    write_atomically(file, _text(content, result.table).encode())
     return file
+
+
+def _text(content: dict[str, Any], table: pandas.DataFrame) -> str:
+    """The file: a field a line, and of the table a record a line, so that a change reads well in a diff."""
+    head = json.dumps(json.loads(canonical(content, place="evidence")), indent=1, ensure_ascii=False)
+    columns = json.dumps(list(map(str, table.columns)), ensure_ascii=False)
+    values = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+    rows = ",\n".join(
+        "   " + json.dumps(json.loads(canonical(row, place="the table")), ensure_ascii=False)
+        for row in values
+    )
+    return f'{head[:-2]},\n "table": {{\n  "columns": {columns},\n  "rows": [\n{rows}\n  ]\n }}\n}}\n'
 
 
 def read(folder: str | Path) -> Evidence:
@@ -115,8 +132,39 @@ def read(folder: str | Path) -> Evidence:
     """
     file = Path(folder) / FILE
     try:
-        return Evidence(restore(file.read_text(encoding="utf-8")), file.parent)
+        content = restore(file.read_text(encoding="utf-8"))
+        table = content["table"]
+        content["table"] = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        return Evidence(content, file.parent)
     except FileNotFoundError:
         raise ValueError(f"no evidence in {str(folder)!r}: it holds no {FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(file)!r} cannot be read as evidence: {error}") from None
+
+
+def places() -> list[Path]:
+    """Folders that hold evidence, the nearest first: here, beside the sources, inside the package."""
+    package = Path(__file__).resolve().parents[1]
+    found = [Path("evidence")]
+    if (package.parents[1] / "pyproject.toml").is_file():  # installed from a checkout, to be edited there
+        found.append(package.parents[1] / "evidence")
+    return [place for place in (*found, package / "evidence") if place.is_dir()]
+
+
+def find(name: str) -> Evidence | None:
+    """The nearest evidence of the study of that name; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read.
+
+    Examples
+    --------
+    >>> find("no-such-study") is None
+    True
+    """
+    for place in places():
+        if (place / name / FILE).is_file():
+            return read(place / name)
+    return None

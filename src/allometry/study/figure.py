@@ -1,0 +1,269 @@
+"""A study's figure: the first measure over the first axis, a line an arm, every run to be seen.
+
+* The base is grey, the others have colours and marks of their own, and each is named where it ends.
+* Faint dots are runs, lines the means over seeds, bands Student's intervals of these means.
+* A run that diverged is a cross at the edge where worse runs lie, and breaks its arm's line: a mean over the
+  survivors would hide it.
+* Further axes are small multiples, or, where these would be more than four, averaged over; the caption says
+  so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from allometry.show.drawing import LIGHT, label_margin, quantity, readable_ticks, size_colors, style
+from allometry.study.claim import Estimate
+from allometry.study.study import finite
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from allometry.study.result import Result
+
+PANELS = 4  # the most small multiples that can still be read on a telephone
+_MARKERS = "osD^vP<>"
+_LETTERS = 24  # of an arm's name beside its line
+
+
+def palette(arms: int) -> list[str]:
+    """One colour an arm, the base first; all of them have a counterpart on a dark page.
+
+    >>> palette(3)
+    ['#5b6470', '#b3440a', '#27808e']
+    """
+    return [LIGHT["muted"], LIGHT["accent"], *size_colors(max(arms - 2, 0))][:arms]
+
+
+def panels(result: Result) -> list[dict[str, Any]]:
+    """Places on the further axes, one for each panel: all of them, or one for their mean.
+
+    An axis of one value is no panel's subject.
+    """
+    further = [(one.name, one.values(result.profile)) for one in result.study.axes[1:]]
+    further = [(name, values) for name, values in further if len(values) > 1]
+    names = [name for name, _ in further]
+    if not further or math.prod(len(values) for _, values in further) > PANELS:
+        return [{}]
+    return [dict(zip(names, place, strict=True)) for place in itertools.product(*(v for _, v in further))]
+
+
+def averaged(result: Result) -> list[str]:
+    """Names of the further axes that the figure averages over."""
+    if panels(result) != [{}]:
+        return []
+    return [one.name for one in result.study.axes[1:] if len(one.values(result.profile)) > 1]
+
+
+def place_name(at: Mapping[str, Any]) -> str:
+    """A place on the axes in words.
+
+    >>> place_name({"depth": 4, "rate": 0.1})
+    'depth 4, rate 0.1'
+    """
+    return ", ".join(f"{name} {value}" for name, value in at.items())
+
+
+def caption(result: Result) -> str:
+    """What the marks of the usual figure mean, in one sentence each."""
+    seeds = result.table["seed"].nunique()
+    if result.study._figure is not None:
+        return f"{seeds} seeds, {result.profile} profile."
+    parts = ["Each faint dot is a run"]
+    if seeds > 1:
+        parts.append(f"lines join the means over {seeds} seeds, with 95 % intervals of the mean")
+    text = "; ".join(parts) + "."
+    if (result.table["status"] == "diverged").any():
+        edge = "upper" if result.study.lower_is_better else "lower"
+        text += f" Crosses at the {edge} edge are runs that diverged; a line is broken where one did."
+    over = averaged(result)
+    return text + (f" Mean over {' and '.join(over)}." if over else "")
+
+
+def draw(result: Result, figure: Any = None) -> Figure:
+    """The study's own figure if it has one, else the usual one.
+
+    Parameters
+    ----------
+    result : Result
+    figure : matplotlib Figure, optional
+        Drawn into; a new one by default.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    from matplotlib.figure import Figure
+
+    with style():
+        if result.study._figure is not None:
+            own = Figure(figsize=(7.0, 4.4), layout="constrained") if figure is None else figure
+            drawn = result.study._figure(result, own)
+            return drawn if isinstance(drawn, Figure) else own
+        places = panels(result)
+        wide, high = (min(len(places), 2), math.ceil(len(places) / 2))
+        letters = max(len(_short(name)) for name in result.study.arms)
+        margin = 0.3 + 0.085 * letters  # inches for the names
+        width, height = 0.8 + (4.6 if wide == 1 else 6.4) + margin, (3.9 if high == 1 else 5.8)
+        own = Figure(figsize=(width, height)) if figure is None else figure
+        grid = own.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
+        own.subplots_adjust(
+            left=0.75 / width, right=1 - margin / width, bottom=0.62 / height, top=1 - 0.38 / height,
+            wspace=0.08, hspace=0.28 if high > 1 else 0.2,
+        )  # fmt: skip
+        flat = list(grid.flat)
+        limits = _limits(result, places)
+        for index, axes in enumerate(flat):
+            if index >= len(places):
+                axes.set_visible(False)
+                continue
+            last = index % wide == wide - 1 or index == len(places) - 1
+            _panel(axes, result, places[index], limits, named=last)
+            if index + wide >= len(places):
+                axes.set_xlabel(_axis_name(result))
+                axes.tick_params(labelbottom=True)
+            if len(places) > 1 and index % wide == 0:
+                axes.set_ylabel(result.study.measures[0])
+    return own
+
+
+def _short(name: str) -> str:
+    return textwrap.shorten(name, _LETTERS, placeholder=" …") if " " in name else name[:_LETTERS]
+
+
+def _axis_name(result: Result) -> str:
+    first = result.study.axes[0]
+    return first.name + (f", {first.unit}" if first.unit else "")
+
+
+def _limits(result: Result, places: Sequence[Mapping[str, Any]]) -> tuple[float, float, bool]:
+    """Ends of the measure's axis, from the runs and not from their intervals, and whether it is logarithmic.
+
+    Two seeds have an interval twelve times their distance: fitted to it, an axis would show nothing else.
+    """
+    values = result.table[result.study.measures[0]].to_numpy(float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0, False
+    low, high = float(values.min()), float(values.max())
+    logarithmic = (
+        result.study.axes[0].log and result.study.lower_is_better and low > 0 and high > 2.0 * low
+    )  # within a factor of two a logarithm is straight to the eye
+    if logarithmic:
+        room = 0.09 * math.log(high / low)
+        return low * math.exp(-room), high * math.exp(room), True
+    room = 0.09 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - room, high + room, False
+
+
+def _panel(
+    axes: Axes, result: Result, at: Mapping[str, Any], limits: tuple[float, float, bool], *, named: bool
+) -> None:
+    first, measure = result.study.axes[0], result.study.measures[0]
+    values = list(first.values(result.profile))
+    numbers = all(finite(value) for value in values)
+    values = sorted(values) if numbers else values
+    spots = dict(zip(values, map(float, values) if numbers else range(len(values)), strict=True))
+    low, high, logarithmic = limits
+    if numbers and first.log:
+        axes.set_xscale("log")
+    if logarithmic:
+        axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_title(place_name(at) or measure)
+    labels, lines = [], numbers and len(values) > 1
+    colors = palette(len(result.study.arms))
+    for index, (arm, color) in enumerate(zip(result.study.arms, colors, strict=True)):
+        shift = 0.0 if lines else 0.16 * (index - (len(colors) - 1) / 2)  # arms beside, not over each other
+        line = _arm(axes, result, arm, at, spots, shift, color, _MARKERS[index % len(_MARKERS)], lines)
+        end = line[-1] if len(line) else math.nan
+        worse = high if result.study.lower_is_better else low
+        labels.append((_short(arm), end if math.isfinite(end) else worse, color))
+    _ends(axes, first, spots, numbers)
+    if logarithmic:
+        readable_ticks(axes.yaxis)
+    if not np.isfinite(result.rows(at=at)[measure].to_numpy(float)).any():
+        axes.text(0.5, 0.5, "no run has a finite value", transform=axes.transAxes, ha="center")
+        axes.set_yticks([])
+    if named:
+        label_margin(axes, max(spots.values()), labels)
+
+
+def _ends(axes: Axes, first: Any, spots: Mapping[Any, float], numbers: bool) -> None:
+    """The first axis: its limits, and a tick at each value where there are few."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = min(spots.values()), max(spots.values())
+    if not numbers or low == high or not first.log:
+        room = 0.07 * (high - low) if numbers and low < high else 0.6
+        if numbers and low == high and first.log:
+            axes.set_xlim(low / 2, high * 2)
+        else:
+            axes.set_xlim(low - room, high + room)
+    else:
+        room = 0.06 * math.log(high / low)
+        axes.set_xlim(low * math.exp(-room), high * math.exp(room))
+    if len(spots) <= 8:
+        told = [quantity(value) if numbers and value >= 1e4 else f"{value}" for value in spots]
+        axes.set_xticks(list(spots.values()), told)
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif numbers and first.log:
+        readable_ticks(axes.xaxis, count=low >= 1)
+
+
+def _arm(
+    axes: Axes, result: Result, arm: str, at: Mapping[str, Any], spots: Mapping[Any, float], shift: float,
+    color: str, marker: str, lines: bool,
+) -> list[float]:  # fmt: skip
+    """Runs, means and intervals of one arm in one panel; returns the means."""
+    first, measure = result.study.axes[0].name, result.study.measures[0]
+    rows = result.rows(arm, at)
+    xs, means, lows, highs = [], [], [], []
+    for value, spot in spots.items():
+        part = rows[rows[first] == value]
+        if not len(part):
+            continue
+        runs = _by_seed(part, measure)
+        seen = runs[np.isfinite(runs)]
+        axes.plot(
+            np.full(len(seen), spot + shift), seen, marker, color=color, alpha=0.35, markersize=3.5,
+            markeredgewidth=0,
+        )  # fmt: skip
+        if lost(part, measure).any():
+            edge = 0.985 if result.study.lower_is_better else 0.015
+            axes.plot(
+                [spot + shift], [edge], "x", color=color, markersize=7, markeredgewidth=1.6, clip_on=False,
+                transform=axes.get_xaxis_transform(), zorder=6,
+            )  # fmt: skip
+        found = Estimate.of(runs)
+        xs.append(spot + shift)
+        means.append(found.value)
+        lows.append(found.low if math.isfinite(found.low) else math.nan)
+        highs.append(found.high if math.isfinite(found.high) else math.nan)
+    if lines:
+        axes.fill_between(xs, lows, highs, color=color, alpha=0.15, linewidth=0)
+        axes.plot(xs, means, marker, linestyle="-", color=color, linewidth=1.5, markersize=4.5, zorder=4)
+    else:
+        axes.vlines(xs, lows, highs, color=color, linewidth=3, alpha=0.35)
+        axes.plot(xs, means, marker, color=color, markersize=6, zorder=4)
+    return means
+
+
+def lost(rows: pandas.DataFrame, measure: str) -> pandas.Series:
+    """Which records are of runs that had diverged by then; earlier records of such a run stand."""
+    values = rows[measure].astype(float)
+    return rows["diverged"].notna() | ((rows["status"] == "diverged") & ~np.isfinite(values))
+
+
+def _by_seed(part: pandas.DataFrame, measure: str) -> np.ndarray[Any, Any]:
+    """A measure's mean over each seed's rows; one value that is not finite makes it so."""
+    grouped = part.groupby("seed")[measure].agg(lambda some: some.astype(float).mean(skipna=False))
+    return grouped.to_numpy(float)
