@@ -311,7 +311,10 @@ def test_sentences() -> None:
     found = worth(twins(offset), twins(offset, 1.5), at=X[2], unit="tokens", **FEW)
     text = str(found)
     assert text.startswith("1.")
-    assert "of the base's tokens at 1.6e+13, holds" in text
+    assert text.endswith("of the base's tokens at 1.6e+13, holds")
+    nothing = worth(twins(offset), twins(offset), at=X[2], **FEW)
+    assert nothing.p_value > 0.1
+    assert f"a worth below {nothing.minimum_detectable:.3g}× would likely not have been seen" in str(nothing)
 
 
 # --- bad input --------------------------------------------------------------------------------------------

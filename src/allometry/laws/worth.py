@@ -97,8 +97,10 @@ class Worth:
         else:
             size = f"≥ {self.low:.3g}×" if self.kind == "at least" else f"≤ {self.high:.3g}×"
         unseen = ""
-        if self.low <= 1 <= self.high and self.minimum_detectable > 1:
-            unseen = f"; a worth below {self.minimum_detectable:.3g}× would likely not have been seen"
+        if self.p_value > 1 - self.level:  # 1 is not excluded: say what else might have been missed
+            least = self.minimum_detectable
+            what = f"below {least:.3g}×" if np.isfinite(least) else "that the base can be read to"
+            unseen = f"; a worth {what} would likely not have been seen"
         return f"{size} {where}, {trend}{beyond}{unseen}"
 
 
