@@ -152,6 +152,8 @@ def moved(arm: Any, width: int, activation: str, seed: int, profile: Any) -> dic
 
 def _moves_like(arm: str, activation: str, low: float) -> Callable[[Result], Test]:
     def rule(result: Result) -> Test:
+        if activation not in result.study.axes[1].values(result.profile):
+            return undecided(f"{activation} is not in the {result.profile} profile")
         exponent = -float(result.rows(arm)["r"].dropna().iloc[0])
         slope = result.slope(arm, "movement", least=ASYMPTOTIC, at={"activation": activation})
         return slope.within(exponent - low, exponent + 0.2)
@@ -355,6 +357,8 @@ def _against_narrow(
     """Judge the widest network's gain less a share of the narrowest one's, if that one gains anything."""
 
     def rule(result: Result) -> Test:
+        if images not in result.study.axes[1].values(result.profile):
+            return undecided(f"{images} is not in the {result.profile} profile")
         narrow, wide = _ends(result)
         first = result.mean(arm, "gain", at={"width": narrow, "images": images})
         if not first.low > 0:
@@ -370,6 +374,8 @@ def _against_narrow(
 
 def _changes_more(images: str) -> Callable[[Result], Test]:
     def rule(result: Result) -> Test:
+        if images not in result.study.axes[1].values(result.profile):
+            return undecided(f"{images} is not in the {result.profile} profile")
         _, wide = _ends(result)
         found = result.each_seed(
             lambda part: (
