@@ -161,6 +161,8 @@ class Holding:
 
         names = list(seed.names)
         codes = seed.codes
+        if names == [""] and not any(self._settings.get((base, "seed")) for base in bases):
+            return seed
         blank = np.array([not name for name in names])[codes]
         if blank.any():
             told = pandas.Series(np.where(blank, math.nan, codes)).groupby(owner)
@@ -193,7 +195,7 @@ class Holding:
             frame = frame[stay]
         self._waiting.append(frame)
         self._rows += len(frame)
-        if self._rows >= RECORDS // 6:  # a comparison with all that is kept is worth its while
+        if self._rows >= RECORDS // 2:  # a comparison with all that is kept is worth its while
             self._gather()
 
     def table(self) -> Any:
@@ -216,9 +218,10 @@ class Holding:
         whole = pandas.concat(frames, ignore_index=True)
         self._waiting, self._rows = [], 0
         # Steps of a log that stand there twice are told apart when they are joined.
-        alike = whole["mark"].duplicated(keep=False) & (whole["mark"] != 0)
-        if alike.any():
-            some = whole[alike]
+        marked = whole.loc[whole["mark"] != 0, "mark"]
+        alike = marked.index[marked.duplicated(keep=False)]
+        if len(alike):
+            some = whole.loc[alike]
             again = some.duplicated([name for name in whole if name not in _OWN])
             if again.any():
                 self.lost.rows(self.files, some[again], "the same row again")

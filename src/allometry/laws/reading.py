@@ -198,7 +198,7 @@ class Reader:
             size = frame["params"].to_numpy() if "params" in frame else None
             column = choices["run"].source if "run" in choices else None
             frame["run"] = self.held.number(size, names, seed, rate, is_log, keep, column)
-            self.held.keep(frame[keep])
+            self.held.keep(frame if keep.all() else frame[keep])
         return usable
 
     def _numbers(

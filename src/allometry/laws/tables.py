@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from allometry.extras import need
 from allometry.laws import pieces
 from allometry.laws.columns import shown
 from allometry.laws.pieces import Part, Reject, open_text
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["parquet", "separated"]
 
@@ -184,7 +187,7 @@ class _Table:
             return None
         if self.delimiter != "," and "," in stretch:
             return None
-        text = stretch.replace("\r\n", "\n")
+        text = stretch.replace("\r\n", "\n") if "\r" in stretch else stretch
         if not text.endswith("\n"):
             text += "\n"
         if "\r" in text:
@@ -203,9 +206,6 @@ class _Table:
             return None
         if (" " in text or "\t" in text) and re.search(rf"(?m)^[\s{mark}]*$", text):
             return None
-        # pandas gives NaN for a cell that says so and for a blank one alike
-        if "nan" in text.lower() and re.search(rf"(?i)(?:^|[{mark}\n])\s*[+-]?nan\s*[{mark}\n]", text):
-            return None
         rows = range(self.lines.number + 1, self.lines.number + 1 + len(ends))
         self.lines.number += len(ends)
         columns: dict[str, Sequence[Any]] = dict.fromkeys(self.names, ())
@@ -222,28 +222,34 @@ class _Block(Part):
     header: Sequence[str] = ()
 
     def take(self, numeric: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-        import pandas
-
         place = {name: self.header.index(name) for name in (*numeric, *labels) if name in self.header}
-        frame = pandas.read_csv(
-            io.BytesIO(self.data), sep=self.delimiter, header=None, names=range(len(self.header)),
-            usecols=sorted(set(place.values())), index_col=False,
-            dtype={place[name]: "category" for name in labels if name in place and name not in numeric},
-            na_values=[""], keep_default_na=False, low_memory=False, quoting=csv.QUOTE_NONE,
-            skipinitialspace=True, skip_blank_lines=False, **_exact(pandas.__version__),
-        )  # fmt: skip
+        words = {place[name]: "category" for name in labels if name in place and name not in numeric}
+        frame = self._parsed(sorted(set(place.values())), words)
+        unsure = [i for i in frame if frame[i].dtype.kind == "f" and frame[i].isna().any()]
+        if unsure and b"nan" in self.data.lower():  # NaN stands for a blank and for a cell that says so
+            frame[unsure] = self._parsed(unsure, dict.fromkeys(unsure, "str")).astype(object)
         found: dict[str, Any] = {
             name: self.columns[name] for name in (*numeric, *labels) if name not in place
         }
         for name, i in place.items():
             column = frame[i]
-            if isinstance(column.dtype, pandas.CategoricalDtype):
+            if i in words:
                 found[name] = column.array
             elif column.dtype.kind in "iuf":
                 found[name] = column.to_numpy(dtype=float)
             else:
                 found[name] = column.astype(object).where(column.notna(), None).tolist()
         return found
+
+    def _parsed(self, columns: list[int], types: dict[int, Any]) -> pandas.DataFrame:
+        import pandas
+
+        return pandas.read_csv(
+            io.BytesIO(self.data), sep=self.delimiter, header=None, names=range(len(self.header)),
+            usecols=columns, index_col=False, dtype=types, na_values=[""], keep_default_na=False,
+            low_memory=False, quoting=csv.QUOTE_NONE, skipinitialspace=True, skip_blank_lines=False,
+            **_exact(pandas.__version__),
+        )  # fmt: skip
 
 
 def _exact(version: str) -> dict[str, Any]:
