@@ -15,8 +15,10 @@ from allometry import __version__
 from allometry.cli import doctor as doctor_commands
 from allometry.cli import fit as fit_commands
 from allometry.cli import forecast as forecast_commands
+from allometry.cli import paper as paper_commands
 from allometry.cli import plan as plan_commands
 from allometry.cli import runs as runs_commands
+from allometry.cli import study as study_commands
 
 app = typer.Typer(
     name="allometry",
@@ -30,6 +32,8 @@ app.command("forecast")(forecast_commands.forecast)
 app.command("fit")(fit_commands.fit)
 app.command("plan")(plan_commands.plan)
 app.command("doctor")(doctor_commands.doctor)
+app.add_typer(study_commands.app, name="study")
+app.add_typer(paper_commands.app, name="paper")
 app.add_typer(runs_commands.app, name="runs")
 
 

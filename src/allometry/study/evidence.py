@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from allometry.show.drawing import write_atomically
 from allometry.study.canonical import canonical, restore
+from allometry.study.claim import Outcome
 from allometry.study.running import plan_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from allometry.study.study import Study
 
 FILE = "result.json"
+WORST_FIRST = (Outcome.CONTRADICTED, Outcome.FALLS_SHORT, Outcome.UNDECIDED, Outcome.HOLDS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Evidence:
     def outcomes(self) -> list[str]:
         """How each claim fared."""
         return [one["outcome"] for one in self.content["verdicts"]]
+
+    @property
+    def verdict(self) -> str:
+        """All of them in one word: the least favourable."""
+        found = [one for one in WORST_FIRST if one in self.outcomes]
+        return str(found[0]) if found else "no claim"
 
     def stale(self, study: Study) -> list[str]:
         """Why this evidence no longer speaks for the study as it is; empty while it does."""
@@ -93,11 +101,13 @@ def keep(result: Result, folder: str | Path) -> Path:
             f"{len(bad)} of {len(result.table)} records of {result.study.name} are missing or failed "
             f"(first: {bad['run'].iloc[0]}); run it again before keeping evidence"
         )
+    from allometry.study.told import command
+
     request, _ = plan_of(result.study, result.profile, int(result.table["seed"].min()))
     seconds = float(result.table["seconds"].sum()) if "seconds" in result.table else math.nan
     content = {
         "study": result.study.name, "question": result.study.question, "profile": result.profile,
-        "command": f"allometry study run {result.study.name} --profile {result.profile}",
+        "command": command(result),
         "design": request["design"], "digest": result.digest,
         "verdicts": [one.to_dict() for one in result.verdicts],
         "tuned": result.tuned, "tuning": result.tuning, "seconds": seconds,

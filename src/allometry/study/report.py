@@ -25,7 +25,7 @@ from allometry.study.told import (
 if TYPE_CHECKING:
     from allometry.study.result import Result
 
-__all__ = ["draw", "page", "summary", "write"]
+__all__ = ["draw", "leave_evidence", "page", "summary", "write"]
 
 _CLASSES = {Outcome.HOLDS: "held", Outcome.CONTRADICTED: "refuted", Outcome.FALLS_SHORT: "short"}
 _SHORT = ' style="border-color:var(--accent)"', ' style="color:var(--accent)"'
@@ -47,6 +47,27 @@ def write(result: Result, directory: str | Path) -> Path:
     if result.complete:
         keep(result, folder)
     return write_atomically(folder / "report.html", page(result, svg).encode())
+
+
+def leave_evidence(result: Result, directory: str | Path) -> Path:
+    """Write what evidence consists of, ``result.json`` and ``figure.svg``, and return the folder.
+
+    Raises
+    ------
+    ValueError
+        Trials are missing or failed.
+    """
+    import io
+
+    from allometry.show.drawing import style, write_atomically
+    from allometry.study.evidence import keep
+
+    file, text = keep(result, directory), io.StringIO()
+    with style():
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no block of metadata at all
+        draw(result).savefig(text, format="svg", metadata=nothing)
+    write_atomically(file.with_name("figure.svg"), text.getvalue().encode())
+    return file.parent
 
 
 def page(result: Result, svg: str) -> str:

@@ -180,20 +180,27 @@ def _worth_rows(result: Result, unit: str, at: Mapping[str, Any]) -> list[list[s
 
 def tuned_facts(result: Result) -> list[tuple[str, str]]:
     """By arm, what tuning chose."""
+    arms = list(result.study.arms)
     return [
         (where, ", ".join(f"{name} {value}" for name, value in chosen.items()))
-        for where, chosen in result.tuned.items()
+        for where, chosen in sorted(result.tuned.items(), key=lambda pair: _rank(pair[0], arms))
     ]
+
+
+def _rank(where: str, arms: Sequence[str]) -> int:
+    """The arms' own order, for places that begin with an arm's name."""
+    return next((i for i, arm in enumerate(arms) if where == arm or where.startswith(f"{arm}/")), len(arms))
 
 
 def tuning_table(result: Result) -> tuple[list[str], list[list[str]]] | None:
     """Head and rows of what tuning looked at: mean of its measure by arm and value, the chosen one marked."""
-    tune = result.study.tune
+    study, tune = result.study, result.study.tune
     if tune is None or not result.tuning:
         return None
     grid = [value for value, *_ in next(iter(result.tuning.values()))]
     rows = []
-    for where, scores in result.tuning.items():
+    arms = list(study.arms)
+    for where, scores in sorted(result.tuning.items(), key=lambda pair: _rank(pair[0], arms)):
         chosen = result.tuned.get(where, {}).get(tune.name)
         cells = []
         for value, *losses in scores:
@@ -219,6 +226,7 @@ def notes(result: Result) -> list[str]:
     if len(diverged):
         by = ", ".join(f"{count} of {arm}" for arm, count in diverged["arm"].value_counts().items())
         told.append(f"{len(diverged)} of {len(runs)} runs diverged: {by}")
+    told += _at_the_edge(result)
     seeds = table["seed"].nunique()
     if seeds < SEEDS:
         told.append(f"{seeds} seed{'' if seeds == 1 else 's'}: fewer than {SEEDS} decide nothing")
@@ -227,6 +235,19 @@ def notes(result: Result) -> list[str]:
     elif result.profile == "quick":
         told.append("a quick run shows a direction; verdicts that count come from the full profile")
     return told
+
+
+def _at_the_edge(result: Result) -> list[str]:
+    """Choices of tuning beyond which a better one may lie."""
+    tune = result.study.tune
+    if tune is None or result.profile == "tiny":
+        return []
+    grid = [value for value in tune.grid(result.profile) if finite(value)]
+    ends = {min(grid), max(grid)} if len(grid) > 1 else set()
+    told = [where for where, chosen in result.tuned.items() if chosen.get(tune.name) in ends]
+    if not told:
+        return []
+    return [f"the {tune.name} chosen for {', '.join(told)} is the last of its grid; a better may lie beyond"]
 
 
 def facts(result: Result) -> list[tuple[str, str]]:
