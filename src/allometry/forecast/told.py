@@ -28,9 +28,10 @@ _FORMULAS = FORMULAS | {
     "data-constrained": "L(N, D, U) = E + A / N'^alpha + B / D'^beta, repeated tokens worth less",
 }
 
-_PLACES = ["forecast", "loss", "law low", "high", "new run low", "high"]
+_PLACES = ["forecast", "loss", "law from", "to", "a run from", "to"]
 _CHOICE = ["", "held-out error", "AICc", "parameters", ""]
 _PARAMETERS = ["", "value", "low", "high"]
+_NAMES = {"flops": "FLOPs", "params": "parameters"}
 _LEFT_OUT = ["file", "from row", "rows", "reason"]
 
 
@@ -44,8 +45,7 @@ def summary(told: Answer) -> str:
             parts.extend(["", title, *(f"  {line}" for line in lines)])
 
     if len(told.fits) > 1:
-        names = " and ".join(one.form.name for one in told.fits)
-        parts.append(f"The average of {names}, which these runs cannot tell apart")
+        parts.append(f"The average of {forms(told)}, which these runs cannot tell apart")
     for one in told.fits:
         parts.append(f"Law: {one.form.name}, {formula(one)}")
         rows = parameter_rows(one, told.level)
@@ -67,6 +67,12 @@ def summary(told: Answer) -> str:
 
 
 # --- what is said, for terminal and page alike -------------------------------------------------------------
+def forms(told: Answer) -> str:
+    """Names of the forms in a sentence."""
+    *others, last = (one.form.name for one in told.fits)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def formula(one: Fit) -> str:
     """The law's formula, with the name of its input."""
     text = _FORMULAS.get(one.form.name, "")
@@ -131,9 +137,10 @@ def ruler_told(test: Mapping[str, Any]) -> str:
     line = test["ruler"]
     if not math.isfinite(line["error"]):
         return "none: there are no two scales to draw a line through"
+    along = _NAMES.get(line["scale"], line["scale"])
     nearer = "nearer than the law" if line["error"] < test["error"] else "farther off than the law"
     return (
-        f"a line through the two largest runs of the rest, log loss against log {line['scale']}: error "
+        f"a line through the two largest runs of the rest, log loss against log {along}: error "
         f"{100 * line['error']:.2f} % on the same records, bias {percent(line['bias'])}, {nearer}"
     )
 
@@ -159,33 +166,56 @@ def left_rows(told: Answer) -> list[list[str]]:
 
 # --- figures and the folder --------------------------------------------------------------------------------
 def figure(told: Answer) -> Figure:
-    """The law over its first input, in the house's style."""
+    """The law over its first input with the records, and the forecasts beside it, in the house's style."""
     import matplotlib
+    import numpy as np
     from cycler import cycler
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
-    from allometry.show.drawing import readable_ticks, size_colors, style
+    from allometry.show.drawing import LIGHT, label_margin, readable_ticks, size_colors, style
 
+    first = told.fit.form.inputs[0]
     with style(), matplotlib.rc_context({"axes.prop_cycle": cycler(color=size_colors(4))}):
-        drawn = Figure(figsize=(7.0, 4.2), layout="constrained")
+        drawn = Figure(figsize=(5.8, 4.0))  # inches: letters stay legible on a telephone's screen
         FigureCanvasAgg(drawn)
-        axes = drawn.subplots()
+        axes = drawn.add_axes((0.1, 0.125, 0.68, 0.785))
         told.fit.plot(axes, level=told.level)
+        labels, end = [], 1.0
         for line in axes.lines:  # colours by number, before the cycle is gone
             color: Any = line.get_color()
             line.set_color(to_hex(color))
+            name = str(line.get_label())
+            if not name.startswith("_"):  # what stands in a figure is named where it stands
+                end, height = np.asarray(line.get_xydata(), dtype=float)[-1].tolist()
+                labels.append((_named(name), height, to_hex(color)))
         for band in axes.collections:
             filled: Any = band.get_facecolor()
             band.set_facecolor(to_hex(filled[0]))
-        if axes.get_legend() is not None:
-            axes.legend()
+        legend = axes.get_legend()
+        if legend is not None:
+            legend.remove()
+        for one in told.forecasts:
+            low, high = one["prediction"]
+            bar = [[one["value"] - low], [high - one["value"]]]
+            axes.errorbar(one["at"][first], one["value"], bar, fmt="D", markersize=4, color=LIGHT["accent"],
+                          elinewidth=1.4, zorder=5)  # fmt: skip
         axes.set_title(f"{told.fit.form.name}: law and {100 * told.level:g} % interval, records as points")
         axes.autoscale_view()
         readable_ticks(axes.yaxis)
         readable_ticks(axes.xaxis, powers=True)
+        if labels:
+            label_margin(axes, end, labels)
     return drawn
+
+
+def _named(label: str) -> str:
+    """``tokens = 1.5e+06`` as ``1.5M tokens``."""
+    from allometry.show.drawing import quantity
+
+    parts = [part.partition(" = ") for part in label.split(", ")]
+    return ", ".join(f"{quantity(float(value))} {name}" for name, _, value in parts)
 
 
 def draw(told: Answer, path: str | Path) -> Path:
@@ -239,10 +269,11 @@ def page(told: Answer, svg: str) -> str:
     left = told.residuals()
     first = told.fit.form.inputs[0]
     inside = inline_svg(svg, f"Loss against {first}: records, law and interval", "law", 4)
+    marks = "; the marks beside them are the forecasts with their intervals for a new run"
     sections = [
         section("Forecasts", table(_PLACES, forecast_rows(told))) if told.forecasts else "",
         f"<figure>{inside}<figcaption>Points are records, lines the fitted law with its "
-        f"{100 * told.level:g} % band.</figcaption></figure>",
+        f"{100 * told.level:g} % band{marks if told.forecasts else ''}.</figcaption></figure>",
         section("How far to trust it", listing(trust_facts(told), shown)),
         section("Notes", bullets(told.warnings)) if told.warnings else "",
     ]
@@ -260,7 +291,7 @@ def page(told: Answer, svg: str) -> str:
         sections.append(section("Left out", table(_LEFT_OUT, left_rows(told))))
     links = 'Records in <a href="runs.csv">runs.csv</a>, all else in <a href="law.json">law.json</a>.'
     sections.append(section("The numbers", f"<p>{links}</p>"))
-    forms = " and ".join(one.form.name for one in told.fits)
     title = f"A law of {' and '.join(told.fit.form.inputs)} from {left['runs']} runs"
-    lead = f"{left['points']} records, {escape(forms)}."
+    how = "the average of " if len(told.fits) > 1 else ""
+    lead = f"{left['points']} records; the forecast is {how}{escape(forms(told))}."
     return document(title, lead, sections, f"allometry {__version__}", 4)

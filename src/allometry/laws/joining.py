@@ -141,7 +141,7 @@ def _derive(table: Any, used: Told, notes: dict[str, None]) -> None:
             table.loc[blank, name] = value[blank]
             used.setdefault(name, {})[told] = None
             rows = "" if blank.all() else f" in {int(blank.sum())} rows"
-            notes[f"{name} = {told}{rows}."] = None
+            notes[f"{'FLOPs' if name == 'flops' else name} = {told}{rows}."] = None
         elif table[name].isna().all():
             del table[name]
 

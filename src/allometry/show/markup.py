@@ -116,13 +116,15 @@ th{font-weight:500}
 section>dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.25rem;margin:0;font-size:.93rem}
 section>dl dd{margin:0;min-width:0;overflow-wrap:anywhere}
 pre{overflow-x:auto;border:1px solid var(--grid);border-radius:.4rem;padding:.75rem 1rem;font-size:.88rem}
+code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.93em;overflow-wrap:anywhere}
 li{margin:.25rem 0;overflow-wrap:anywhere}
 a{color:inherit}
 footer{font-size:.85rem;border-top:1px solid var(--grid)}
 @media (max-width:34rem){
 section>dl{display:block}section>dl dd{margin-bottom:.6rem}
 main,footer{padding-left:.75rem;padding-right:.75rem}
-table{font-size:.85rem}th,td{padding-right:.5rem}
+table{font-size:.85rem;min-width:0}th,td{padding-right:.55rem}
+tbody th{white-space:normal;min-width:4.5rem}
 }
 @media print{
 main,footer{max-width:none;padding:0}
