@@ -136,6 +136,12 @@ def checkpointed(arguments: dict[str, Any], context: Context) -> Iterator[Record
     yield Record(arguments["key"], f"attempt={context.attempt}", {"value": step, "began": first})
 
 
+def change(arguments: dict[str, Any], context: Context) -> Iterator[Record]:
+    """Tell one thing twice, and not the same."""
+    for value in (1.0, 2.0):
+        yield Record(arguments["key"], "once", {"value": value})
+
+
 def nothing(arguments: dict[str, Any], context: Context) -> None:
     """A task with nothing to tell."""
 

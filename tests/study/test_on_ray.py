@@ -1,5 +1,6 @@
 """On a Ray cluster of two nodes: the same numbers, and what is lost costs only what it had in hand."""
 
+import contextlib
 import importlib
 import os
 import signal
@@ -37,30 +38,36 @@ def plan(store: Store) -> str:
     return store.put_plan("kind", {}, {})
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[Any, list[Any]]]:
     """A head without processors, and two nodes of one each."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     size = {"object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **size})
-    try:
-        added = [cluster.add_node(num_cpus=1, **size) for _ in range(2)]
-        cluster.wait_for_nodes()
-        yield [cluster, *added]
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **size})
+        try:
+            nodes = [cluster.add_node(num_cpus=1, **size) for _ in range(2)]
+            cluster.wait_for_nodes()
+            yield cluster, nodes
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with two_nodes() as (made, _):
+        yield made
 
 
 @pytest.mark.slow
 class TestTwoNodes:
     def test_both_work_and_the_numbers_are_those_of_this_machine(
-        self, nodes: list[Any], store: Store, plan: str, tmp_path: Path
+        self, cluster: Any, store: Store, plan: str, tmp_path: Path
     ) -> None:
-        cluster = nodes[0]
         events: list[Event] = []
         tasks = counts(tmp_path, 6, pause=0.05)
         tasks.append(Task("after", "chores:where", {"key": "after"}, needs=("run0", "run5")))
@@ -86,10 +93,11 @@ class TestTwoNodes:
         folder = store.directory / "plans" / plan[:12] / "after"
         assert (folder / "output.txt").read_text() == "printed by the task\n"
 
-    def test_a_lost_node_costs_what_it_had_in_hand(
-        self, nodes: list[Any], store: Store, plan: str, tmp_path: Path
-    ) -> None:
-        cluster, lost, _ = nodes
+    def test_a_lost_node_costs_what_it_had_in_hand(self, store: Store, plan: str, tmp_path: Path) -> None:
+        with two_nodes() as (cluster, nodes):
+            self.lose(cluster, nodes[0], store, plan, tmp_path)
+
+    def lose(self, cluster: Any, lost: Any, store: Store, plan: str, tmp_path: Path) -> None:
         events: list[Event] = []
         stored: list[int] = []
 
@@ -119,19 +127,21 @@ class TestTwoNodes:
         assert times.groupby("run")["name"].nunique().sum() == len(times)
 
     def test_a_killed_worker_is_replaced_and_what_always_dies_fails_with_its_reason(
-        self, nodes: list[Any], store: Store, plan: str, tmp_path: Path
+        self, cluster: Any, store: Store, plan: str, tmp_path: Path
     ) -> None:
-        cluster = nodes[0]
         tasks = [
             Task("once", "chores:die", {"key": "once", "deaths": 1}, cost=99),
             Task("always", "chores:die", {"key": "always", "deaths": 9}, cost=98),
             Task("raises", "chores:break_down", {"key": "raises", "cure": "/nowhere"}, cost=97),
+            Task("changes", "chores:change", {"key": "changes"}, cost=96),
             *counts(tmp_path, 2),
         ]
         report = execute(tasks, store, plan, display=None, executor="ray", address=cluster.address)
         assert set(report.done) == {"once", "run0", "run1"}
         assert report.failed["always"] == "worker was killed, often for lack of memory"
         assert report.failed["raises"].startswith("FloatingPointError: a gradient was not finite (on ")
+        sentence = "ValueError: record 'once' of run 'changes' is stored with other values: 'value' was 1.0"
+        assert report.failed["changes"].startswith(sentence)  # the store's own words, from where it is open
         last = store.records(plan, run="once", name="last").iloc[0]
         assert last["known"] == [["once", "first"]]
         assert store.runs(plan).set_index("run").loc["always", ["status", "attempts"]].tolist() == [
@@ -140,9 +150,8 @@ class TestTwoNodes:
         ]
 
     def test_a_killed_driver_and_a_stopped_one(
-        self, nodes: list[Any], store: Store, plan: str, tmp_path: Path
+        self, cluster: Any, store: Store, plan: str, tmp_path: Path
     ) -> None:
-        cluster = nodes[0]
 
         def start() -> "subprocess.Popen[str]":
             log = tmp_path / "log.txt"
@@ -176,7 +185,7 @@ class TestTwoNodes:
         assert numbers(store, plan) == on_this_machine(tmp_path / "calm", 6)
 
     def test_a_node_that_does_not_see_the_folder_says_so(
-        self, nodes: list[Any], store: Store, plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, cluster: Any, store: Store, plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from allometry.study import on_ray
 
@@ -184,7 +193,7 @@ class TestTwoNodes:
         events: list[Event] = []
         report = execute(
             [*counts(tmp_path, 1), Task("reads", "chores:read", {"path": "/no/such/text"})], store, plan,
-            on_event=events.append, display=None, executor="ray", address=nodes[0].address,
+            on_event=events.append, display=None, executor="ray", address=cluster.address,
         )  # fmt: skip
         assert report.done == ("run0",)
         (said,) = [event.reason for event in events if event.kind == "started" and event.task.key == "run0"]
@@ -194,10 +203,20 @@ class TestTwoNodes:
 
 
 class TestDoor:
-    def test_an_address_where_nobody_answers(self, store: Store, plan: str) -> None:
+    @pytest.mark.parametrize(
+        ("address", "said"),
+        [
+            ("ray://head:10001", "host:port or no address"),
+            ("127.0.0.1:1", "no Ray cluster answers at '127.0.0.1:1'"),
+            ("head", "as `ray start` prints it"),
+        ],
+    )
+    def test_an_address_that_cannot_be_used(self, store: Store, plan: str, address: str, said: str) -> None:
         pytest.importorskip("ray")
-        with pytest.raises(ValueError, match=r"host:port or no address"):
-            execute([], store, plan, display=None, executor="ray", address="ray://head:10001")
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=said):
+            execute([], store, plan, display=None, executor="ray", address=address)
+        assert time.monotonic() - began < 10.0  # Ray itself tries for minutes
 
     @pytest.mark.parametrize(
         ("settings", "said"),

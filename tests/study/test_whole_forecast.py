@@ -64,7 +64,7 @@ class TestServer:
         with Store(url, directory=tmp_path) as store:
             assert set(store.runs()["status"]) == {"done"}
 
-    def test_cut_off_from_its_server_and_killed_it_goes_on(
+    def test_cut_off_from_its_server_it_waits_and_goes_on(
         self, text: Path, local: list[Any], own_server: Any, tmp_path: Path
     ) -> None:
         """The server goes and comes back under a running job; then goes, and a new job is told so."""

@@ -26,6 +26,7 @@ import importlib.util
 import os
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import uuid
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _GRACE_SECONDS = 5.0  # how long tasks may take to save and return after Ctrl-C
 _LISTEN_SECONDS = 0.5  # how long the driver waits for news before it looks for deaths
+_CONNECT_SECONDS = 5.0  # how long a cluster's head may take to answer
 _STOP_SECONDS = 1.0  # how often a worker asks whether to stop
 
 
@@ -157,8 +159,9 @@ def _do(desk: Any, setup: dict[str, Any], task: dict[str, Any], number: int) -> 
 
 def _environment(threads: int) -> dict[str, str]:
     """What a worker's process is started with: threads, memory, and where it finds the caller's modules."""
-    inside = (sys.prefix, sys.base_prefix)  # the installation itself is found on every node
-    paths = [os.path.abspath(path) for path in sys.path if not path or not path.startswith(inside)]
+    places = sysconfig.get_paths()  # what is installed is found on every node without being told
+    installed = tuple(places[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    paths = [os.path.abspath(path) for path in sys.path if not path.startswith(installed)]
     kept = {name: os.environ.get(name, value) for name, value in MEMORY_SETTINGS.items()}
     return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -186,27 +189,47 @@ def refuse_cluster(address: str | None) -> None:
             f"{address!r} is a client's address, and the store must lie on a machine of the cluster; start "
             "this on one of its machines (`ray job submit`, or a shell there) with host:port or no address"
         )
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"a Ray cluster's address is host:port, as `ray start` prints it, not {address!r}")
+    try:  # asked directly: Ray itself would try for minutes and write about it
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start one with `ray start "
+            "--head`, or leave the address out to use this machine alone"
+        ) from None
+
+
+def _joined(ray: Any, address: str | None, **settings: Any) -> bool:
+    """Join a cluster; False if none is named and this machine belongs to none."""
+    if address == "local":
+        return False
+    try:
+        ray.init(address=address or "auto", **settings)
+        return True
+    except ConnectionError as error:
+        if address is None:
+            return False
+        raise ValueError(
+            f"what answers at {address!r} is no Ray cluster that this Ray can join ({_one_line(error)})"
+        ) from error
 
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """Ray, connected to a cluster: the one at the address, the one this machine is in, or one made here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning at every start
     import ray
 
     if ray.is_initialized():
         yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address=address or "auto", **quiet)
-    except ConnectionError as error:
-        if address is not None and address != "local":
-            raise ValueError(
-                f"no Ray cluster answers at {address!r}; start one with `ray start --head`, or leave the "
-                "address out to use this machine alone"
-            ) from error
+    if not _joined(ray, address, **quiet):
         ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, **quiet)
     try:
         yield ray

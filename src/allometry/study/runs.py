@@ -173,12 +173,16 @@ class Runs:
         """
         _forsaken.update((str(self._database.url), run.id, run.attempts) for run in runs)
 
-    def _lives(self, run: Run) -> bool:
-        if (str(self._database.url), run.id, run.attempts) in _forsaken:
+    def _owned(self, run: Run) -> bool | None:
+        """Whether its owner lives and has it in hand; None if the owner is on another machine."""
+        if run.owner is None or (str(self._database.url), run.id, run.attempts) in _forsaken:
             return False
-        alive = run.owner.alive() if run.owner is not None else False
-        if alive is not None:
-            return alive
+        return run.owner.alive()
+
+    def _lives(self, run: Run) -> bool:
+        owned = self._owned(run)
+        if owned is not None:
+            return owned
         seen, now = (run.attempts, run.heartbeat), time.monotonic()
         before, since = self._watched.get(run.id, (None, now))
         if seen != before:
@@ -188,9 +192,9 @@ class Runs:
 
     def _holds(self, run: Run) -> bool:
         """Whether it is in use, for one who asks once and cannot watch: elsewhere the clock must do."""
-        alive = run.owner.alive() if run.owner is not None else False
-        if alive is not None:
-            return alive
+        owned = self._owned(run)
+        if owned is not None:
+            return owned
         with self._database.reading() as connection:
             return run.heartbeat is not None and self._database.clock(connection) - run.heartbeat < LEASE
 
