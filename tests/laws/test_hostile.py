@@ -420,6 +420,28 @@ def test_a_step_logged_twice_counts_once_and_is_told(tmp_path):
     assert found.left_out[["row", "count"]].to_numpy().tolist() == [[3, 1]]
 
 
+steps = st.tuples(
+    st.sampled_from(["0", "1", "2", "3", "", "x", "inf"]),
+    st.sampled_from(["1e6", "1e6", "2e6", "", "-1"]),
+    st.sampled_from(["4", "3.5", "3", "2.5", "9", "nan", "", "oops", "0"]),
+)
+
+
+@examples(60)
+@given(st.lists(steps, max_size=14))
+def test_every_row_of_a_log_is_kept_or_left_out(folder, way, rows):
+    path = folder / "steps.csv"
+    path.write_text("step,N,loss\n" + "".join(",".join(row) + "\n" for row in rows))
+    try:
+        found = laws.read_runs(path)
+    except ValueError:
+        return
+    assert len(found.table) + rows_left_out(found) == sum(any(row) for row in rows)
+    for _, mine in found.table.groupby("run"):
+        assert mine["step"].is_unique
+        assert mine["loss"][mine["step"].idxmax()] <= 1.5 * mine["loss"].min()  # or it has diverged
+
+
 def test_a_loss_that_comes_late_is_preferred_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "CELLS", 9)
     early = [{"step": i, "N": 1e6, "loss": 3 - i / 100} for i in range(9)]
@@ -457,3 +479,13 @@ def test_a_document_too_long_to_hold_is_refused_but_an_array_is_not(tmp_path, mo
     assert "held whole" in refusal_of(lambda: laws.read_runs(tmp_path / "b.json"))
     (tmp_path / "c.json").write_text(json.dumps([{"N": 1e6, "loss": 3, "note": "x" * 5000}]))
     assert "cannot be read" in refusal_of(lambda: laws.read_runs(tmp_path / "c.json"))
+
+
+def test_a_row_without_a_step_tells_its_settings_but_not_its_loss(tmp_path):
+    rows = [{"params": 1e6}, {"step": 10, "loss": 4}, {"step": 20, "loss": 3}, {"loss": 3.9}, {"tokens": 5e6}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = laws.read_runs(tmp_path / "t.jsonl")
+    assert found.final()[["step", "params", "tokens", "loss"]].to_numpy().tolist() == [[20, 1e6, 5e6, 3]]
+    assert found.left_out.set_index("reason")["count"]["step is missing"] == 1
+    (tmp_path / "u.csv").write_text("step,N,loss\n,1e6,4\n,1e6,3\n")  # no steps at all: in their order
+    assert laws.read_runs(tmp_path / "u.csv").final()["loss"].tolist() == [3]

@@ -57,10 +57,9 @@ def runs_of(held: Holding, used: Told) -> tuple[Any, frozenset[str]]:
 # --- one record a step -------------------------------------------------------------------------------------
 def _join(table: Any, held: Holding) -> Any:
     """Rows of one step as one, settings throughout their run, tokens and flops in proportion to steps."""
-    told = table["event"].notna()
     if table["step"].isna().any():
-        table = table.copy()
-        table["step"] = table["step"].fillna(table.groupby("run")["order"].rank(method="first"))
+        table = _stepped(table, held)
+    told = table["event"].notna()
     again = told & table[told].duplicated(["run", "step"], keep="last").reindex(table.index, fill_value=False)
     held.lost.rows(
         held.files, table[again & table["event"].eq(1.0)], "a later row holds the loss of this step"
@@ -85,6 +84,21 @@ def _join(table: Any, held: Holding) -> Any:
         if name in out and out[name].isna().any():
             out[name] = _proportional(out, name)
     return out
+
+
+def _stepped(table: Any, held: Holding) -> Any:
+    """Rows without a step: in their order where a run has none at all, else a loss there cannot be placed."""
+    table = table.sort_values(["run", "order"], kind="stable")
+    step = table["step"]
+    none = step.groupby(table["run"]).transform("count") == 0
+    lost = step.isna() & ~none & table["event"].notna()
+    held.lost.rows(held.files, table[lost & table["event"].eq(1.0)], "step is missing")
+    # what else such a row tells, a setting say, goes to the step before it
+    near = step.groupby(table["run"]).ffill()
+    near = near.fillna(step.groupby(table["run"]).bfill())
+    counted = table.groupby("run")["order"].rank(method="first")
+    table["step"] = np.where(none, counted, near)
+    return table[~lost].sort_values(["run", "step", "order"], kind="stable")
 
 
 def _proportional(out: Any, name: str) -> Any:

@@ -12,7 +12,7 @@ was derived from what, and every row that was left out, with its reason.
   between and beyond their records go in proportion to steps.
 - *One of N, D, C* that is missing follows from C = 6 N D (Kaplan et al., 2020, arXiv:2001.08361).
 - *Bounded memory.*  Files are read in pieces, and 300,000 records are held.  Where there are more, runs with
-  over 512 (fewer, where runs are many) lose every second one, never the last nor the one of least loss.
+  over 512 (fewer, where runs are many) keep every second, fourth ... one, the last and the one of least loss.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def read_runs(
     ----------
     paths : path, or several
         Files, folders (walked) or patterns.  CSV, TSV, JSON lines, JSON, Parquet; TensorBoard, W&B, MLflow,
-        Hugging Face and Lightning: see `allometry.laws.logs`.
+        Hugging Face and Lightning: see `allometry.laws.logs`.  All of any length, but for a JSON document that
+        is no array of records: at most 64 MiB.
     columns : mapping of quantity to column, optional
         Overrides what would be recognised: ``{"loss": "val/loss", "tokens": "step"}``.
     values : mapping of run pattern to numbers, optional
