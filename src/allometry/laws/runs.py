@@ -97,8 +97,8 @@ def read_runs(
     ----------
     paths : path, or several
         Files, folders (walked) or patterns.  CSV, TSV, JSON lines, JSON, Parquet; TensorBoard, W&B, MLflow,
-        Hugging Face and Lightning: see `allometry.laws.logs`.  All of any length, but for a JSON document that
-        is no array of records: at most 64 MiB.
+        Hugging Face and Lightning: see `allometry.laws.logs`.  All of any length, but for a JSON document
+        that is no array of records: at most 64 MiB.
     columns : mapping of quantity to column, optional
         Overrides what would be recognised: ``{"loss": "val/loss", "tokens": "step"}``.
     values : mapping of run pattern to numbers, optional
