@@ -137,6 +137,16 @@ def test_a_new_study_runs_as_it_is(call, kind):
     assert json.loads(out)["complete"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["optimizer", "initialization"])
+def test_the_examples_run_as_they_are(call, example):
+    pytest.importorskip("torch")
+    file = MEANS.parents[2] / "examples" / f"price_an_{example}.py"
+    code, out, _ = call("study", "run", file, "--profile", "tiny", "--workers", 0, "--json")
+    assert code == 0
+    assert json.loads(out)["complete"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

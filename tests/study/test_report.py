@@ -1,5 +1,6 @@
 """Reports: terminal, page and folder tell what the table says."""
 
+import html
 import itertools
 import json
 import math
@@ -115,11 +116,21 @@ def test_worth_is_the_factor_by_which_the_base_would_have_to_grow():
     result = make(WIDTHS, arms={"plain": 0.5, "twice": 0.5}, noise=0.003, seeds=5)
     table = result.table
     table.loc[table["arm"] == "twice", "loss"] *= 2**-0.5  # the base's loss at twice the width
-    ((title, rows),) = told.worth_tables(result)[0]
+    ((title, rows, _),) = told.worth_tables(result)[0]
     assert title.startswith("Worth in width")
     factor, low, high = map(float, re.findall(r"[\d.]+", rows[0][1]))
     assert low <= 2.0 <= high
     assert factor == pytest.approx(2.0, rel=0.03)
+
+
+def test_an_undetermined_worth_says_why():
+    flat = make(WIDTHS, arms={"plain": 0.0, "twice": 0.0}, seeds=4)
+    (found,) = told.worth_tables(flat)[0]
+    assert "undetermined" in found.rows[0]
+    (reason,) = found.reasons
+    assert reason.startswith("twice: ")
+    assert reason in " ".join(told.summary(flat).split())
+    assert reason in html.unescape(report.page(flat, '<svg viewBox="0 0 1 1"></svg>'))
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,14 @@ def page(result: Result, svg: str) -> str:
         sections.append(section(f"Means: {measure}", table(*means_table(result, measure))))
     sections[-1] += "<p><small>Mean over seeds ± half of its 95 % interval.</small></p>"
     found, reason = worth_tables(result)
-    sections += [section(title, table(WORTH_HEAD, rows)) for title, rows in found]
-    told = notes(result)
+    for title, rows, reasons in found:
+        told = "".join(f"<p><small>{escape(said)}.</small></p>" for said in reasons)
+        sections.append(section(title, table(WORTH_HEAD, rows) + told))
+    remarks = notes(result)
     if reason and len(study.arms) > 1:
-        told.append(f"worth in scale is left out: {reason}")
-    if told:
-        sections.append(section("Notes", bullets(told)))
+        remarks.append(f"worth in scale is left out: {reason}")
+    if remarks:
+        sections.append(section("Notes", bullets(remarks)))
     tuning = tuning_table(result)
     if tuning is not None:
         sections.append(section("What was tuned", table(*tuning)))

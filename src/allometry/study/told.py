@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from allometry.show.text import WIDE, aligned, columns, cut, wrapped
 from allometry.study.claim import SEEDS, Estimate, Outcome, Verdict
@@ -37,8 +37,9 @@ def summary(result: Result) -> str:
     lines += ["", *_fitting(*means_table(result))]
     lines += [f"Mean over {' and '.join(averaged(result))}."] if averaged(result) else []
     found, reason = worth_tables(result)
-    for title, rows in found:
+    for title, rows, reasons in found:
         lines += ["", title, *(f"  {line}" for line in _fitting(WORTH_HEAD, rows))]
+        lines += [f"  {line}" for said in reasons for line in textwrap.wrap(f"{said}.", WIDE - 2)]
     if reason and len(study.arms) > 1:
         lines += ["", *textwrap.wrap(f"Worth is left out: {reason}.", WIDE)]
     if result.tuned:
@@ -126,8 +127,8 @@ def plus_minus(one: Estimate) -> str:
     return f"{one.value:.4g} ± {half:.2g}"
 
 
-def worth_tables(result: Result) -> tuple[list[tuple[str, list[list[str]]]], str]:
-    """What each arm is worth in scale: titles and rows, or the reason why it is left out.
+def worth_tables(result: Result) -> tuple[list[WorthTable], str]:
+    """What each arm is worth in scale, or the reason why it is left out.
 
     Over the first axis, and where the study counts its cost, over the total cost beside it.
     """
@@ -152,19 +153,27 @@ def worth_tables(result: Result) -> tuple[list[tuple[str, list[list[str]]]], str
             for place in panels(result):
                 where = f" at {place_name(place)}" if place else ""
                 title = f"Worth in {unit}{where}, at the largest, 90 % sets"
-                found.append((title, _worth_rows(result, unit, place)))
+                found.append(WorthTable(title, *_worth_rows(result, unit, place)))
     except (ValueError, ImportError) as error:
         return [], str(error).rstrip(".")
     return found, ""
 
 
-def _worth_rows(result: Result, unit: str, at: Mapping[str, Any]) -> list[list[str]]:
+class WorthTable(NamedTuple):
+    """What the arms are worth: title, rows under `WORTH_HEAD`, and why a set is open or missing."""
+
+    title: str
+    rows: list[list[str]]
+    reasons: list[str]
+
+
+def _worth_rows(result: Result, unit: str, at: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
     from allometry.laws import worths
 
     study = result.study
     curves = {arm: result.curve(arm, x=unit, at=at) for arm in study.arms}
     base = curves.pop(study.base)
-    rows = []
+    rows, reasons = [], []
     for arm, row in worths(base, curves, unit=unit).iterrows():
         low, high = f"{row['low']:.3g}", f"{row['high']:.3g}"
         size = {
@@ -175,7 +184,9 @@ def _worth_rows(result: Result, unit: str, at: Mapping[str, Any]) -> list[list[s
         least = f"{row['minimum_detectable']:.3g}×" if finite(float(row["minimum_detectable"])) else ""
         holm = f"{row['adjusted_p']:.2g}" if finite(float(row["adjusted_p"])) else ""
         rows.append([str(arm), size, str(row["trend"]), least, holm])
-    return rows
+        if row["reason"]:
+            reasons.append(f"{arm}: {row['reason']}")
+    return rows, reasons
 
 
 def tuned_facts(result: Result) -> list[tuple[str, str]]:
