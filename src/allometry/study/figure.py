@@ -112,7 +112,7 @@ def draw(result: Result, figure: Any = None) -> Figure:
         wide, high = (min(len(places), 2), math.ceil(len(places) / 2))
         letters = max(len(_short(name)) for name in result.study.arms)
         margin = 0.3 + 0.085 * letters  # inches for the names
-        width, height = 0.8 + (4.6 if wide == 1 else 6.4) + margin, (3.9 if high == 1 else 5.8)
+        width, height = 0.8 + (3.8 if wide == 1 else 5.6) + margin, (3.6 if high == 1 else 5.6)
         own = Figure(figsize=(width, height)) if figure is None else figure
         grid = own.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
         own.subplots_adjust(
@@ -189,12 +189,23 @@ def _panel(
         labels.append((_short(arm), end if math.isfinite(end) else worse, color))
     _ends(axes, first, spots, numbers)
     if logarithmic:
-        readable_ticks(axes.yaxis)
+        _upright(axes)
     if not np.isfinite(result.rows(at=at)[measure].to_numpy(float)).any():
         axes.text(0.5, 0.5, "no run has a finite value", transform=axes.transAxes, ha="center")
         axes.set_yticks([])
     if named:
         label_margin(axes, max(spots.values()), labels)
+
+
+def _upright(axes: Axes) -> None:
+    """Ticks of a logarithmic measure; over less than a decade more of them than one, two, five."""
+    readable_ticks(axes.yaxis)
+    low, high = axes.get_ylim()
+    if len(axes.get_yticks()) < 4:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 1.5, 2, 3, 4, 5, 7)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        axes.set_yticks(ticks, [f"{tick:.4g}" for tick in ticks])
 
 
 def _ends(axes: Axes, first: Any, spots: Mapping[Any, float], numbers: bool) -> None:
