@@ -7,8 +7,9 @@ _INSTALLS = {
     "train": "pip install 'allometry[train]'",
     "hub": "pip install 'allometry[hub]'",
     "logs": "pip install 'allometry[logs]'",
-    "wandb": "pip install wandb",
+    "wandb": "pip install 'allometry[wandb]'",
     "postgres": "pip install 'allometry[postgres]'",
+    "ray": "pip install 'allometry[ray]'",
 }
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from allometry.show.drawing import DARK, LIGHT, round_ticks, save, size_colors, spread_apart
 from allometry.forecast.figures import loss_figure, replay_figure
 from allometry.forecast.forecast import Forecast
 from allometry.forecast.report import command, summary, to_json, write
 from allometry.laws import Fit
+from allometry.show.drawing import DARK, LIGHT, round_ticks, save, size_colors, spread_apart
 
 Maker = Callable[..., Forecast]
 

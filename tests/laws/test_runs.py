@@ -212,7 +212,7 @@ def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeyp
     for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match="pip install wandb"):
+    with pytest.raises(ImportError, match=r"pip install 'allometry\[wandb\]'"):
         laws.read_runs(tmp_path)
 
 

@@ -23,14 +23,14 @@ def named_numbers(text: str) -> dict[str, float]:
     from allometry.laws.columns import GOOD, number
 
     found = {}
-    for name, value in _pairs(text, "params=7e9,tokens=2e12"):
+    for name, value in name_value_pairs(text, "params=7e9,tokens=2e12"):
         found[name], state = number(value)
         if state != GOOD:
             raise ValueError(f"{name} must be a number such as 7e9 or 7B, not {value!r}")
     return found
 
 
-def _pairs(text: str, example: str) -> list[tuple[str, str]]:
+def name_value_pairs(text: str, example: str) -> list[tuple[str, str]]:
     pairs = []
     for part in text.split(","):
         name, mark, value = part.partition("=")
@@ -91,7 +91,7 @@ def fit(
         raise ValueError("give logs of runs (files, folders, patterns), or --example, not both or neither")
     places = [named_numbers(text) for text in predict or []]
     budget = None if optimal_for is None else named_numbers(f"flops={optimal_for}")["flops"]
-    wanted = dict(pair for text in columns or [] for pair in _pairs(text, "loss=val/loss,params=N"))
+    wanted = dict(pair for text in columns or [] for pair in name_value_pairs(text, "loss=val/loss,params=N"))
     given = _given(values or [])
     from allometry.forecast.report import to_json
     from allometry.laws.answers import answer

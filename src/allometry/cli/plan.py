@@ -122,13 +122,13 @@ def plan(
                 "a ladder needs a command, widths and tokens: --command 'python train.py --width {width} "
                 "--tokens {tokens} --out {out}' --widths 16,32,64 --tokens 0.5M,1M,2M"
             )
-        from allometry.cli.fit import _pairs
+        from allometry.cli.fit import name_value_pairs
         from allometry.forecast.commands import CommandLadder
 
         planned = CommandLadder(
             command, amounts("widths", widths), amounts("tokens", tokens), lr=rates(lr), seeds=seeds,
             seed=seed, out=out, params=by_width("params", params), logs=collect or "{out}", records=records,
-            columns=dict(pair for text in columns or [] for pair in _pairs(text, "loss=val/loss,params=N")),
+            columns=dict(pair for text in columns or [] for pair in name_value_pairs(text, "loss=val/loss,params=N")),
         )  # fmt: skip
         goal = {
             "width": target_width, "tokens": amount("target-tokens", target_tokens),

@@ -331,8 +331,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write one row a record, its run's spec beside it; `allometry fit FILE` reads it."""
-    from allometry.show.drawing import write_atomically
     from allometry.forecast.report import to_json
+    from allometry.show.drawing import write_atomically
 
     ending = out.suffix.lower()
     if ending not in _ENDINGS:

@@ -117,11 +117,11 @@ class BudgetPlan:
         return cls(**values)
 
     def __str__(self) -> str:
-        from allometry.forecast.report import _aligned, _cut, _wrapped
+        from allometry.show.text import aligned, cut, wrapped
 
-        lines = [piece for line in _aligned(_facts(self)) for piece in _cut(line)]
+        lines = [piece for line in aligned(_facts(self)) for piece in cut(line)]
         if self.notes:
-            lines += ["", "Notes", *(line for note in self.notes for line in _wrapped(note))]
+            lines += ["", "Notes", *(line for note in self.notes for line in wrapped(note))]
         return "\n".join(line.rstrip() for line in lines)
 
 

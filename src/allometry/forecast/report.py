@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allometry.show.text import aligned, columns, cut, percent, wrapped
-from allometry.show.text import aligned as _aligned  # noqa: F401  what budget.py still calls them
-from allometry.show.text import cut as _cut  # noqa: F401
-from allometry.show.text import wrapped as _wrapped  # noqa: F401
 
 if TYPE_CHECKING:
     from allometry.forecast.forecast import Forecast

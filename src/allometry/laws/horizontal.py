@@ -7,8 +7,8 @@ standard errors of zero.  Where the base flattens, the set opens into a half-lin
 
 - Arrays only, and always with the *pair* as first axis: an arm in use, or a simulated data set when
   `allometry.laws.worth_calibration` asks whether the sets keep their promise.
-- An interpolated base is known at its knots alone: between them the tolerance grows by as much as two fair
-  interpolations differ.
+- An interpolated base is known at its knots alone: between them the tolerance grows by twice the distance of
+  two fair interpolations.
 """
 
 from __future__ import annotations
@@ -215,8 +215,10 @@ def _trend(
 ) -> tuple[Array, list[str]]:
     """Slope of log w in log x with its interval ``(pairs, 3)``, and the word for it.
 
-    Least squares over the scales at which w is an interval, each with its own variance; the variance of the
-    slope has the covariances that scales share through one fitted base.
+    Least squares over the scales at which w is an interval, weighted by the square of the base's elasticity:
+    one size of noise in log loss is that much noise in log w.  Weights by each scale's own variance would be
+    a tenth sharper, but that variance is itself guessed from a few seeds, and intervals at 90 % then hold the
+    slope 86 times of 100.  The variance of the slope has the covariances that scales share through one base.
     """
     from scipy import special
 
@@ -224,9 +226,7 @@ def _trend(
     place = np.where(usable, where, batch.log_x_base.mean())
     elasticity = np.where(usable, np.maximum(fits.elasticity(place), 1e-12), 1.0)
     drawn = (fits.base_drawn(place) - fits.arm_drawn) / elasticity[:, None]  # of log w, to first order
-    variance = (drawn**2).mean(axis=1)
-    scale = np.where(usable, variance, 0.0).max(axis=1, keepdims=True)
-    weight = np.where(usable, 1.0 / np.maximum(variance, 1e-12 * scale + 1e-30), 0.0)
+    weight = np.where(usable, elasticity**2, 0.0)
     total = weight.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         away = batch.at - (weight * batch.at).sum(axis=1, keepdims=True) / total

@@ -95,10 +95,8 @@ def check_pairing(base: Curve, arm: Curve) -> None:
 def _twins(base: Usable, arm: Usable) -> NDArray[np.intp]:
     """Which kept row of the base an arm's row (k,) belongs to, or -1: of equal scale, or equal rank."""
     near = np.abs(base.curve.scales[None] / arm.curve.scales[:, None] - 1)
-    if (
-        len(arm.curve) == len(base.curve) and not (near < _SAME).any()
-    ):  # costs differ, the runs' places do not
-        row = np.arange(len(arm.curve))
+    if len(arm.curve) == len(base.curve) and not (near < _SAME).any():
+        row = np.arange(len(arm.curve))  # a step has another price; the runs are the same ones
     else:
         row = np.where(near.min(axis=1) < _SAME, near.argmin(axis=1), -1)
     kept = np.where(base.keep, np.cumsum(base.keep) - 1, -1)

@@ -268,7 +268,7 @@ def worth_coverage(
 
 
 def calibration_table(
-    *, simulations: int = 1000, resamples: int = 200, level: float = 0.9, random_state: int = 0
+    *, simulations: int = 2000, resamples: int = 200, level: float = 0.9, random_state: int = 0
 ) -> pandas.DataFrame:
     """One row a world; last, whether a minimum detectable worth is detected four times of five."""
     import pandas
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write ``coverage.csv`` and ``coverage.md``."""
     parser = argparse.ArgumentParser(prog="python -m allometry.laws.worth_calibration", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("evidence/worth"))
-    parser.add_argument("--simulations", type=int, default=1000)
+    parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
