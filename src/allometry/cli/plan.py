@@ -128,7 +128,9 @@ def plan(
         planned = CommandLadder(
             command, amounts("widths", widths), amounts("tokens", tokens), lr=rates(lr), seeds=seeds,
             seed=seed, out=out, params=by_width("params", params), logs=collect or "{out}", records=records,
-            columns=dict(pair for text in columns or [] for pair in name_value_pairs(text, "loss=val/loss,params=N")),
+            columns=dict(
+                pair for text in columns or [] for pair in name_value_pairs(text, "loss=val/loss,params=N")
+            ),
         )  # fmt: skip
         goal = {
             "width": target_width, "tokens": amount("target-tokens", target_tokens),

@@ -252,8 +252,8 @@ paper = Paper(
         "Attention logits that grow and output logits that drift end large runs; both can be produced in "
         "small models by raising the learning rate, and the cures used at scale work there as well. So "
         "stability can be studied cheaply: sweep the rate over decades at several sizes, and look at the "
-        "whole curve of loss against rate. One number sums it up, the mean excess loss over the rates; logits "
-        "and gradient sizes of small models foretell at which size a run will fail."
+        "whole curve of loss against rate. One number sums it up, the mean excess loss over the rates; and "
+        "logits and gradient sizes of small models foretell at which size a run will fail."
     ),
     studies=(proxies,),
     parts=(
