@@ -12,8 +12,12 @@ speed-up to equal loss, break-even.
 - *The smallest worth that the design could have seen* stands beside every result.
 - *Diverged runs* are worse than any finite loss: the worth there is "at most", never that of the survivors.
 
-`allometry.laws.worth_calibration` simulates how often the sets hold the truth (``evidence/worth``).  Where
-the base is a power law with a floor and noise is of one size, 90 % sets hold it 88 to 93 times of 100.
+How often 90 % sets hold the truth is simulated by `allometry.laws.worth_calibration` (``evidence/worth``,
+2000 data sets a row).  Where base and arm are power laws with or without a floor: 89 to 92 times of 100 at
+the largest scale, with three to six scales, three to five seeds, noise of 0.5 or 2 % and also where noise
+changes fourfold with scale; trends 91 to 93 times.  A worth of 1 is rejected 10 times of 100.  The promise is
+not kept where three scales leave a break in the base's law unseen and it is read beyond them: 75 times of
+100, so measure five scales.
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ class Worth:
     table : pandas.DataFrame
         One row a measured scale: ``x, factor, low, high, kind, extrapolated, reason``.
     minimum_detectable : float
-        Smallest worth above 1 that this design, at this noise, would have told from 1 four times of five.
+        Smallest worth above 1 that this design, at this noise, would have told from 1 four times of five;
+        infinite if none within the cap.  In simulations: 72 times of 100 with three seeds, whose noise is
+        itself ill known, and 82 with five.
     extrapolated : bool
         Whether the factor or an end of the set lies outside the base's measured scales.
     p_value : float
