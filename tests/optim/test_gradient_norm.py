@@ -51,13 +51,48 @@ def test_adam_without_memory_does_not_see_it():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_replicas_are_normalised_alone():
-    stacked = torch.nn.Parameter(torch.zeros(2, 6, dtype=torch.float64))
-    stacked.grad = torch.stack([torch.full((6,), 3.0), torch.full((6,), -50.0)]).double()
-    optimizer = torch.optim.SGD([stacked], lr=1.0)
-    GradientRMSNorm(optimizer, replicas=True, eps=1e-300)
-    optimizer.step()
-    torch.testing.assert_close(stacked.detach(), torch.tensor([[-1.0] * 6, [1.0] * 6], dtype=torch.float64))
+def test_a_stack_normalises_each_replica_as_a_single_run_does():
+    from torch import nn
+
+    from allometry.train import Stack
+
+    def make(seed):
+        generator = torch.Generator().manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        return model
+
+    models = [make(0), make(1)]
+    start = [[p.detach().clone() for p in model.parameters()] for model in models]
+    stack = Stack(models)
+    together = stack.optimizer(lambda model, rate: torch.optim.SGD(model.parameters(), rate), [0.1, 0.2])
+    GradientRMSNorm(together, eps=1e-300)
+    alone = [
+        torch.optim.SGD(model.parameters(), rate) for model, rate in zip(models, [0.1, 0.2], strict=True)
+    ]
+    for optimizer in alone:
+        GradientRMSNorm(optimizer, eps=1e-300)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 8, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (2, 8), generator=generator)
+    for _ in range(3):
+        together.zero_grad()
+        stack.losses(x, y).sum().backward()
+        together.step()
+        for replica, (model, optimizer) in enumerate(zip(models, alone, strict=True)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[replica]), y[replica]).backward()
+            optimizer.step()
+    for replica, model in enumerate(models):
+        for ours, theirs, was in zip(
+            stack.unstack(replica).parameters(), model.parameters(), start[replica], strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+            assert not torch.equal(ours, was)
+    with pytest.raises(ValueError, match="one row"):
+        GradientRMSNorm(together, "tensor")
 
 
 def test_removed_it_leaves_no_trace_and_closures_are_refused():

@@ -28,8 +28,9 @@ class GradientRMSNorm:
         One root mean square for all gradients, or each tensor's own.
     eps : float
         Added to it.
-    replicas : bool
-        The first dimension of every tensor counts replicas (`allometry.train.Stack`), each normalised alone.
+
+    The optimizer of a stack of replicas (`allometry.train.Stack`) is known by its stack: each replica is
+    normalised alone, as a single run would be, by its global norm.
 
     Raises
     ------
@@ -54,13 +55,16 @@ class GradientRMSNorm:
         mode: Literal["global", "tensor"] = "global",
         *,
         eps: float = 1e-8,
-        replicas: bool = False,
     ) -> None:
         if mode not in ("global", "tensor"):
             raise ValueError(f"mode must be 'global' or 'tensor', not {mode!r}")
         if not eps > 0:
             raise ValueError(f"eps must be positive, not {eps}")
-        self.mode, self.eps, self.replicas = mode, eps, replicas
+        if hasattr(optimizer, "stack") and mode == "tensor":
+            raise ValueError(
+                "in a stack all tensors of a replica are one row: only mode 'global' is possible"
+            )
+        self.mode, self.eps = mode, eps
         self._handle = optimizer.register_step_pre_hook(self._normalise)
 
     def remove(self) -> None:
@@ -72,6 +76,12 @@ class GradientRMSNorm:
         told = [one for one in args if one is not optimizer]  # torch hands the optimizer on as the first
         if any(one is not None for one in (*told, kwargs.get("closure"))):
             raise ValueError("a closure computes gradients after this looks at them; step without one")
+        stack = getattr(optimizer, "stack", None)
+        if stack is not None:  # its parameters are pieces of one matrix, a row a replica
+            rows = stack.weights.grad
+            if rows is not None:
+                rows.div_(rows.square().mean(1, keepdim=True).sqrt().add_(self.eps))
+            return
         gradients = [
             parameter.grad
             for group in optimizer.param_groups
@@ -84,23 +94,17 @@ class GradientRMSNorm:
             raise ValueError("sparse gradients are not normalised: their zeros are not stored")
         if self.mode == "tensor":
             for gradient in gradients:
-                gradient.div_(self._spread(self._square_mean(gradient), gradient))
+                gradient.div_(self._divisor(self._square_mean(gradient), gradient))
             return
-        count = sum(self._size(gradient) for gradient in gradients)
-        total = sum(self._square_mean(gradient) * (self._size(gradient) / count) for gradient in gradients)
+        count = sum(gradient.numel() for gradient in gradients)
+        total = sum(self._square_mean(gradient) * (gradient.numel() / count) for gradient in gradients)
         assert isinstance(total, Tensor)
         for gradient in gradients:
-            gradient.div_(self._spread(total.to(gradient.device), gradient))
-
-    def _size(self, gradient: Tensor) -> int:
-        return gradient[0].numel() if self.replicas else gradient.numel()
+            gradient.div_(self._divisor(total.to(gradient.device), gradient))
 
     def _square_mean(self, gradient: Tensor) -> Tensor:
         wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-        return wide.square().flatten(1).mean(1) if self.replicas else wide.square().mean()
+        return wide.square().mean()
 
-    def _spread(self, square_mean: Tensor, gradient: Tensor) -> Tensor:
-        norm = square_mean.sqrt() + self.eps
-        if self.replicas:
-            norm = norm.reshape(-1, *[1] * (gradient.ndim - 1))
-        return norm.to(gradient.dtype)
+    def _divisor(self, square_mean: Tensor, gradient: Tensor) -> Tensor:
+        return (square_mean.sqrt() + self.eps).to(gradient.dtype)

@@ -64,7 +64,7 @@ def _train(
         make, sources, validation=validation if profile.tuning else test, horizons=steps,
         generators=[train.Seeds(seed).generator("init") for seed in seeds], learning_rates=rates,
         make_optimizer=lambda model, rate: torch.optim.Adam(model.parameters(), rate, weight_decay=decay),
-        on_optimizer=(lambda made: optim.GradientRMSNorm(made, replicas=True)) if normalise else None,
+        on_optimizer=optim.GradientRMSNorm if normalise else None,
         schedule=optim.constant, clip=None, log_every=max(1, steps // 20),
     )  # fmt: skip
 
