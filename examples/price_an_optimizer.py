@@ -33,7 +33,7 @@ study = Study(
     arms=("adamw", "sign momentum"),
     axis=axis("tokens", 20_480, 40_960, 81_920, 163_840, tiny=(512, 1024), recorded=True),
     measure="loss",
-    profiles={"tiny": {"seeds": 1, "windows": 8}, "quick": {}, "full": {"seeds": 8, "width": 64}},
+    profiles={"tiny": {"seeds": 1, "windows": 8}, "quick": {"seeds": 5}, "full": {"seeds": 8, "width": 64}},
     settings={"width": 32, "batch": 8, "context": 32, "windows": 512},
     together=("seed",),  # all seeds of an arm are one program
     tune=Tune("learning rate", {"tiny": rates[:1], "quick": rates, "full": (3e-4, *rates)}, on="loss"),
