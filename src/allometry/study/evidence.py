@@ -17,6 +17,8 @@ from allometry.show.drawing import write_atomically
 from allometry.study.canonical import canonical, restore
 from allometry.study.claim import Outcome
 from allometry.study.running import plan_of
+from allometry.study.sources import ROOT
+from allometry.study.sources import counts
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from allometry.study.study import Study
 
 FILE = "result.json"
+CARRIERS = tuple(f"{ROOT}.{name}" for name in ("extras", "rooms"))  # load modules, and change no number
 WORST_FIRST = (Outcome.CONTRADICTED, Outcome.FALLS_SHORT, Outcome.UNDECIDED, Outcome.HOLDS)
 
 
@@ -63,7 +66,8 @@ class Evidence:
         if canonical(before) != canonical(now):
             differ = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             reasons.append(f"the study's {', '.join(differ)} changed since")
-        was, modules = self.content["modules"], content["modules"]
+        was = {name: code for name, code in self.content["modules"].items() if counts(name)}
+        modules = content["modules"]
         changed = sorted(name for name in was.keys() | modules.keys() if was.get(name) != modules.get(name))
         if changed and sorted(was.values()) != sorted(modules.values()):
             reasons.append(f"code changed since: {', '.join(changed)}")

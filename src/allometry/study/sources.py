@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = __name__.partition(".")[0]
-_MACHINERY = tuple(
-    f"{ROOT}.{room}" for room in ("study", "forecast", "web", "cli")
-)  # carry, and change nothing
+_MACHINERY = tuple(  # what carries and shows, and changes no number
+    f"{ROOT}.{part}" for part in ("study", "forecast", "web", "cli", "show", "rooms", "extras")
+)
 
 
 def modules_of(file: str | Path, name: str = "") -> dict[str, str]:
@@ -43,13 +43,22 @@ def modules_of(file: str | Path, name: str = "") -> dict[str, str]:
     todo = [Path(file).resolve()]
     while todo:
         for module in _imports(str(todo.pop())):
-            if module in found or module.startswith(_MACHINERY):
+            if module in found or not counts(module):
                 continue
             origin = _origin(module)
             if origin is not None:
                 found[module] = code_digest(origin)
                 todo.append(Path(origin))
     return dict(sorted(found.items()))
+
+
+def counts(module: str) -> bool:
+    """Whether a module can change a study's numbers.
+
+    >>> counts("allometry.optim.adamw"), counts("allometry.show.text")
+    (True, False)
+    """
+    return not module.startswith(_MACHINERY)
 
 
 def digest_of(modules: dict[str, str]) -> str:
