@@ -12,6 +12,7 @@ import pandas
 import pytest
 
 from allometry.study import report, told
+from allometry.study.cells import load
 from allometry.study.claim import Claim
 from allometry.study.evidence import find, read
 from allometry.study.figure import averaged, panels
@@ -247,3 +248,22 @@ def test_evidence_is_found_here_first(tmp_path, monkeypatch):
     assert find("made") is None
     make(WIDTHS).report(tmp_path / "evidence" / "made")
     assert find("made").content["study"] == "made"
+
+
+def test_what_only_loads_modules_makes_no_evidence_stale(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from allometry.study import Study, axis\n"
+        "from allometry.extras import need\n"
+        "from allometry.laws import fit\n"
+        "mine = Study('mine', question='?', arms=['a'], axis=axis('n', 1, 2), measure='loss')\n"
+        "mine.trial(lambda arm, n, seed, profile: {'loss': 1.0 / n})\n"
+    )
+    study = load(file).mine
+    study.run("tiny", store=tmp_path / "store.db", workers=0, display=None).report(tmp_path / "kept")
+    evidence = read(tmp_path / "kept")
+    assert evidence.stale(study) == []
+    evidence.content["modules"]["allometry.extras"] = "another"
+    assert evidence.stale(study) == []
+    evidence.content["modules"]["allometry.laws.fit"] = "another"
+    assert evidence.stale(study) == ["code changed since: allometry.laws.fit"]

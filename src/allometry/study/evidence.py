@@ -17,7 +17,6 @@ from allometry.show.drawing import write_atomically
 from allometry.study.canonical import canonical, restore
 from allometry.study.claim import Outcome
 from allometry.study.running import plan_of
-from allometry.study.sources import ROOT
 from allometry.study.sources import counts
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from allometry.study.study import Study
 
 FILE = "result.json"
-CARRIERS = tuple(f"{ROOT}.{name}" for name in ("extras", "rooms"))  # load modules, and change no number
 WORST_FIRST = (Outcome.CONTRADICTED, Outcome.FALLS_SHORT, Outcome.UNDECIDED, Outcome.HOLDS)
 
 
