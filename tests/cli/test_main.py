@@ -75,7 +75,7 @@ def test_debug_shows_the_trace_and_keeps_sentence_and_exit_code(tmp_path):
     assert loud.stderr.endswith(quiet.stderr)
 
 
-@pytest.mark.parametrize("command", ["doctor", "runs", "fit", "forecast", "plan"])
+@pytest.mark.parametrize("command", ["doctor", "fit", "forecast", "paper", "plan", "runs", "study"])
 def test_every_command_has_help(command):
     done = call(command, "--help")
     assert done.returncode == 0

@@ -49,7 +49,7 @@ def test_one_threshold_decides_by_the_interval():
 def test_two_seeds_decide_nothing_and_a_closed_form_needs_none():
     judged = interval(0.5, 0.6, n=2) > 0
     assert judged.outcome is Outcome.UNDECIDED
-    assert "2 seeds" in judged.reason
+    assert "2 of the 3 seeds" in judged.reason
     assert (Estimate.closed_form(1e-9) > 0).outcome is Outcome.HOLDS
     assert (Estimate.closed_form(-1e-9) > 0).outcome is Outcome.CONTRADICTED
 

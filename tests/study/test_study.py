@@ -167,3 +167,32 @@ def test_a_value_that_diverged_is_never_chosen():
     assert Tune("rate", (1, 2), on="accuracy", maximise=True).choose({1: [0.5], 2: [0.6]}) == 2
     with pytest.raises(ValueError, match="no value of rate"):
         tune.choose({1: [math.nan], 2: []})
+
+
+def test_a_curve_keeps_apart_what_diverged_and_what_is_not_known(studies, options):
+    diverged = studies.diverging.run("quick", **options).curve("a")
+    assert diverged.censored.tolist() == [[False] * 3, [True] * 3]
+    failed = studies.failing.run("quick", **options)
+    assert not failed.complete
+    assert failed.curve("a").y.shape == (1, 3)  # a width of which nothing is known is no scale
+
+
+def test_a_run_is_tuned_by_its_last_record(options):
+    study = Study(
+        "late", question="?", arms=["a"], measure="loss",
+        axes=[axis("n", 1), axis("steps", 1, 2, recorded=True)], tune=Tune("rate", (1, 2), on="loss"),
+    )  # fmt: skip
+
+    @study.trial
+    def trial(arm, n, seed, profile):
+        yield {"steps": 1, "loss": 0.0 if profile.rate == 2 else 0.5}
+        yield {"steps": 2, "loss": 0.4} if profile.rate == 1 else {"steps": 2, "diverged": 2}
+
+    from allometry.study import cells
+
+    found = cells.find
+    cells.find = lambda home, name: study
+    try:
+        assert study.run("quick", **options).tuned == {"a": {"rate": 1}}
+    finally:
+        cells.find = found

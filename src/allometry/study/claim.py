@@ -125,7 +125,9 @@ class Estimate:
             return Test(Outcome.UNDECIDED, (self,), f"{self.what or 'the estimate'} is undefined")
         if not self.exact and self.n is not None and self.n < SEEDS:
             return Test(
-                Outcome.UNDECIDED, (self,), f"{self.n} seeds stand behind it; {SEEDS} are needed to decide"
+                Outcome.UNDECIDED,
+                (self,),
+                f"{self.n} of the {SEEDS} seeds that decide anything stand behind it",
             )
         good = holds[0] <= self.value <= holds[1]
         touches_good = self.high >= holds[0] and self.low <= holds[1]

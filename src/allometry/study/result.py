@@ -232,8 +232,11 @@ class Result:
         places = told.groupby([first, "seed"])[["scale", name, "lost"]].last().unstack("seed")
         costs = places["scale"].to_numpy(float)
         costs = np.where(np.isfinite(costs), costs, np.nanmean(costs, axis=1, keepdims=True))
-        censored = places["lost"].eq(True).to_numpy() | ~np.isfinite(places[name].to_numpy(float))
-        return Curve(costs, places[name].to_numpy(float), name=arm, censored=censored)
+        missing = places["lost"].isna().to_numpy()  # trials that failed or have not run: nothing is known
+        return Curve(
+            costs, places[name].to_numpy(float), name=arm, censored=places["lost"].eq(True).to_numpy(),
+            missing=missing, seeds=list(places["lost"].columns),
+        )  # fmt: skip
 
     def worth(self, arm: str, base: str | None = None, **options: Any) -> Worth:
         """What the arm is worth in the base's scale; options as in `curve` and `allometry.laws.worth`."""

@@ -177,7 +177,7 @@ def _tuned(
                 if len(rows) and tune.on not in rows:
                     raise StudyError(f"tuning looks at {tune.on!r}, which the trials do not tell")
                 found[value] = (
-                    [float(one) for one in rows.groupby("run").last()[tune.on]] if len(rows) else []
+                    [float(one) for one in rows.groupby("run").tail(1)[tune.on]] if len(rows) else []
                 )
             try:
                 chosen[where] = {tune.name: tune.choose(found)}
