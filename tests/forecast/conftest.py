@@ -9,8 +9,8 @@ import pytest
 
 from allometry import laws
 from allometry.forecast.check import check, naive_forecasts, seed_noise
-from allometry.forecast.forecast import Forecast
 from allometry.forecast.ladder import PLANS, non_embedding
+from allometry.forecast.result import Forecast
 
 TRUTH = {"E": 0.9, "A": 7.0, "B": 300.0, "alpha": 0.25, "beta": 0.42}
 BITS_PER_NAT = 1.0 / math.log(2.0)

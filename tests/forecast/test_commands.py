@@ -19,7 +19,7 @@ from allometry.forecast.child import CommandFailed, ended, run_command, time_lim
 from allometry.forecast.collect import params_at
 from allometry.forecast.commanded import Goal, forecast_commands
 from allometry.forecast.commands import CommandLadder, words
-from allometry.forecast.forecast import ForecastError
+from allometry.forecast.result import ForecastError
 from allometry.study import Context, Store
 from allometry.study.worker import MEMORY_SETTINGS
 

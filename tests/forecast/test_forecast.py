@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 import allometry
-from allometry.forecast.forecast import choose_forms, choose_target
 from allometry.forecast.ladder import PLANS, non_embedding
+from allometry.forecast.predict import choose_forms, choose_target
 from allometry.laws import fit
 from allometry.study.store import Store
 

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from allometry.forecast.figures import loss_figure, replay_figure
-from allometry.forecast.forecast import Forecast
 from allometry.forecast.report import command, summary, to_json, write
+from allometry.forecast.result import Forecast
 from allometry.laws import Fit
 from allometry.show.drawing import DARK, LIGHT, round_ticks, save, size_colors, spread_apart
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from allometry.forecast.check import Check, interval_score, naive_forecasts
     from allometry.forecast.commanded import CommandForecast, Goal, forecast_commands
     from allometry.forecast.commands import CommandLadder
-    from allometry.forecast.forecast import Forecast, ForecastError, forecast
+    from allometry.forecast.forecast import forecast
     from allometry.forecast.ladder import PLANS, Ladder
     from allometry.forecast.replays import Replays, replay
+    from allometry.forecast.result import Forecast, ForecastError
 
 
 class _Callable(Room):
@@ -35,9 +36,10 @@ open_room(
         "check": ["Check", "interval_score", "naive_forecasts"],
         "commanded": ["CommandForecast", "Goal", "forecast_commands"],
         "commands": ["CommandLadder"],
-        "forecast": ["Forecast", "ForecastError", "forecast"],
+        "forecast": ["forecast"],
         "ladder": ["Ladder", "PLANS"],
         "replays": ["Replays", "replay"],
+        "result": ["Forecast", "ForecastError"],
     },
     _Callable,
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from allometry.forecast.check import Check, check, naive_forecasts
 from allometry.forecast.collect import Collected, collect, params_at, record_of
 from allometry.forecast.commands import CommandLadder, CommandRun
-from allometry.forecast.forecast import ForecastError
+from allometry.forecast.result import ForecastError
 
 if TYPE_CHECKING:
     import pandas

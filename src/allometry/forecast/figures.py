@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from allometry.forecast.forecast import Forecast
+    from allometry.forecast.result import Forecast
 
 _MARKERS = "os^Dv<>p"
 _WIDTH = 5.8  # inches: letters stay legible where a telephone shrinks the figure to its screen

@@ -24,7 +24,7 @@ from allometry.show.markup import bullets, document, listing, section, shown, ta
 from allometry.show.text import percent
 
 if TYPE_CHECKING:
-    from allometry.forecast.forecast import Forecast
+    from allometry.forecast.result import Forecast
 
 
 def page(result: Forecast, drawn: Mapping[str, str]) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allometry.forecast.forecast import Forecast, forecast
+from allometry.forecast.forecast import forecast
+from allometry.forecast.result import Forecast
 
 if TYPE_CHECKING:
     import pandas as pd

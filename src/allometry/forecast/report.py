@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from allometry.show.text import aligned, columns, cut, percent, wrapped
 
 if TYPE_CHECKING:
-    from allometry.forecast.forecast import Forecast
+    from allometry.forecast.result import Forecast
     from allometry.laws import Fit
 
 FORMULAS = {
