@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         PowerLawOffset,
         get_form,
     )
+    from allometry.laws.held_out import HeldOut, compare_laws, held_out
+    from allometry.laws.law import Estimator, Law, ScalingLaw, get_law, law_names
     from allometry.laws.published import PublishedLaw, Recipe, published, published_laws, published_recipe
     from allometry.laws.repetition import DataConstrained
     from allometry.laws.runs import Runs, read_runs
@@ -62,6 +64,8 @@ open_room(
         "fit": ["Fit", "Noise", "fit"],
         "forms": ["BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "KaplanOffset", "Parameter", "PowerLaw",
             "PowerLawOffset", "get_form"],
+        "held_out": ["HeldOut", "compare_laws", "held_out"],
+        "law": ["Estimator", "Law", "ScalingLaw", "get_law", "law_names"],
         "published": ["PublishedLaw", "Recipe", "published", "published_laws", "published_recipe"],
         "repetition": ["DataConstrained"],
         "runs": ["Runs", "read_runs"],
@@ -75,10 +79,12 @@ open_room(
 
 __all__ = [
     "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "Contrast", "Crossover",
-    "Curve", "DataConstrained", "Effect", "FiellerSet", "Fit", "Form", "Interval", "Kaplan", "KaplanOffset",
-    "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "PublishedLaw", "Recipe", "Runs", "Served", "Worth",
-    "aicc", "allocate", "answer", "apportion", "backtest", "bootstrap", "compare_forms", "compute_optimal",
-    "contrast", "coverage", "crossover", "fieller", "fit", "get_form", "holm", "interaction", "least_total",
-    "optimal_with_serving", "published", "published_laws", "published_recipe", "rank_correlation",
-    "read_runs", "sign_test", "slope", "worth", "worth_coverage", "worth_table", "worths",
+    "Curve", "DataConstrained", "Effect", "Estimator", "FiellerSet", "Fit", "Form", "HeldOut", "Interval",
+    "Kaplan", "KaplanOffset", "Law", "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "PublishedLaw",
+    "Recipe", "Runs", "ScalingLaw", "Served", "Worth", "aicc", "allocate", "answer", "apportion",
+    "backtest", "bootstrap", "compare_forms", "compare_laws", "compute_optimal", "contrast", "coverage",
+    "crossover", "fieller", "fit", "get_form", "get_law", "held_out", "holm", "interaction", "law_names",
+    "least_total", "optimal_with_serving", "published", "published_laws", "published_recipe",
+    "rank_correlation", "read_runs", "sign_test", "slope", "worth", "worth_coverage", "worth_table",
+    "worths",
 ]  # fmt: skip
