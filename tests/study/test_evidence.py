@@ -81,3 +81,4 @@ def test_sources_follow_imports_into_rooms_and_nowhere_else(tmp_path):
     assert "allometry.optim.schedules" in found
     assert not any(name.startswith(("allometry.study", "allometry.models")) for name in found)
     assert "allometry.laws.logs" not in found
+    assert "allometry.laws" not in found, "a new public name of a room would make all evidence stale"

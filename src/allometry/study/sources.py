@@ -53,12 +53,13 @@ def modules_of(file: str | Path, name: str = "") -> dict[str, str]:
 
 
 def counts(module: str) -> bool:
-    """Whether a module can change a study's numbers.
+    """Whether a module can change a study's numbers; a room's table of public names does not.
 
-    >>> counts("allometry.optim.adamw"), counts("allometry.show.text")
-    (True, False)
+    >>> counts("allometry.optim.adamw"), counts("allometry.optim"), counts("allometry.show.text")
+    (True, False, False)
     """
-    return not module.startswith(_MACHINERY)
+    table = module.startswith(f"{ROOT}.") and module.count(".") == 1
+    return not table and not module.startswith(_MACHINERY)
 
 
 def digest_of(modules: dict[str, str]) -> str:
