@@ -282,6 +282,7 @@ def fit(
     *,
     run: Sequence[Any] | Array | None = None,
     weights: Sequence[float] | Array | None = None,
+    spread: Sequence[float] | Array | None = None,
     loss: str = "huber",
     delta: float = 1e-3,
     space: str = "log",
@@ -309,6 +310,10 @@ def fit(
         own.
     weights : array (n,), optional
         Weight of each point in the objective; a weight of 2 is the point given twice.
+    spread : array (n,), optional
+        Standard deviations of the points' noise relative to each other, such as larger ones for fewer
+        samples: weights are divided by their squares, and noise is estimated and drawn in their proportion.
+        Only their ratios matter; `Fit.noise` is that of a point of their geometric mean.
     loss, delta : {"huber", "squared"}, float
         Loss of a residual, and where Huber's turns from square to absolute.
     space : {"log", "linear"}
@@ -348,7 +353,8 @@ def fit(
     features = law.features(x)
     log_y, single = _targets(y, features, law)
     labels = _runs(run, len(features))
-    weight = _weights(weights, log_y)
+    scatter = _scatter(spread, len(features))
+    weight = _weights(weights, log_y) / scatter**2
     if loss not in ("huber", "squared") or space not in ("log", "linear"):
         raise ValueError(
             f"loss must be 'huber' or 'squared' and space 'log' or 'linear', not {loss!r}, {space!r}"
@@ -393,14 +399,16 @@ def fit(
     if mask is not None:
         informative = informative & ~mask
     between, within, degrees = estimate_noise(
-        residuals[:, informative],
-        jacobian[..., informative],
+        (residuals / scatter)[:, informative],
+        (jacobian / scatter)[..., informative],
         np.unique(labels[informative], return_inverse=True)[1],
     )
     if noise is not None:
         between, within = (np.full(curves, value**2) for value in (noise.between, noise.within))
         degrees = np.full(curves, noise.degrees)
-    drawn = redraw(problem, best.theta, labels, resamples, chosen, between, within, degrees, random_state)
+    drawn = redraw(
+        problem, best.theta, labels, resamples, chosen, between, within, degrees, random_state, scatter
+    )
     fits = []
     for c in range(curves):
         found = Noise(float(np.sqrt(between[c])), float(np.sqrt(within[c])), float(degrees[c]), runs)
@@ -474,6 +482,15 @@ def _weights(weights: Any, log_y: Array) -> Array:
     ):
         raise ValueError(f"weights must be one non-negative number for each of the {log_y.shape[1]} points")
     return np.array(np.broadcast_to(values, log_y.shape))
+
+
+def _scatter(spread: Any, n: int) -> Array:
+    if spread is None:
+        return np.ones(n)
+    values = np.asarray(spread, dtype=float)
+    if values.shape != (n,) or not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"spread must be one positive number for each of the {n} points")
+    return np.asarray(values / np.exp(np.log(values).mean()))
 
 
 def _units(

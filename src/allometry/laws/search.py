@@ -106,8 +106,10 @@ def redraw(
     within: Array,
     degrees: Array,
     random_state: int,
+    scatter: Array | float = 1.0,
 ) -> Array:
-    """Refitted coordinates ``(curves, count, p)``."""
+    """Refitted coordinates ``(curves, count, p)``; ``scatter (n,)`` is the noise of each point in units of
+    the variances given."""
     curves, size = theta.shape
     if count == 0:
         return np.empty((curves, 0, size))
@@ -119,7 +121,8 @@ def redraw(
     else:
         weights = np.broadcast_to(problem.weights[:, None], shape)
         clean = problem.form.log_prediction(theta, problem.features)
-        targets = clean[:, None] + resample_noise(run, count, between, within, degrees, generator)
+        noise = resample_noise(run, count, between, within, degrees, generator)
+        targets = clean[:, None] + scatter * noise
     batch = Problem(
         problem.form, problem.features, targets.reshape(-1, shape[2]), weights.reshape(-1, shape[2]),
         problem.lower, problem.upper, problem.loss, problem.delta, problem.space, problem.censored,
