@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ class Checkpointer:
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest readable checkpoint of this name, or None where there is none.
 
+        Where the newest cannot be read, a warning says so and the one before it is returned.
+
         Raises
         ------
         CheckpointError
@@ -122,7 +125,11 @@ class Checkpointer:
             if not candidate.exists():
                 continue
             try:
-                return load(candidate)
+                found = load(candidate)
+                if failure is not None:
+                    at = f" (step {found[1]['step']})" if "step" in found[1] else ""
+                    warnings.warn(f"{failure}; the one before it{at} is taken instead", stacklevel=2)
+                return found
             except CheckpointError as error:
                 failure = failure or error
                 if candidate == self.path(name):
