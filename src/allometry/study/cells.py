@@ -9,7 +9,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,22 +92,28 @@ def place_of(cell: Cell, names: Sequence[str]) -> str:
 
 
 def run_cells(arguments: Mapping[str, Any], context: Context) -> Iterator[Record]:
-    """The function that workers call."""
+    """The function that workers call.
+
+    A record that does not tell its ``"seconds"`` gets those of its trial, an equal part for each cell.
+    """
     study = find(arguments["home"], arguments["study"])
     names = [one.name for one in study.axes if not one.recorded]
     cells = [Cell(one["arm"], tuple(one["point"]), one["seed"]) for one in arguments["cells"]]
     runs = [arguments["prefix"] + cell.key(names) for cell in cells]
     profile = study.profile(arguments["profile"], tuned=arguments["tuned"], tuning=arguments["tuning"])
+    begin = time.perf_counter()
     for told in _told(study, cells, names, profile):
+        seconds = (time.perf_counter() - begin) / len(cells)
         if len(told) != len(cells):
             raise ValueError(
                 f"a trial of {len(cells)} cells together gave {len(told)} records; give one for each"
             )
         for run, cell, one in zip(runs, cells, told, strict=True):
             record, step = checked(study, cell, one, run)
-            yield record
+            yield replace(record, timing={"seconds": seconds, **record.timing})
             if step is not None:
                 context.diverged(run, f"diverged at step {step}", step)
+        begin = time.perf_counter()
 
 
 def _told(

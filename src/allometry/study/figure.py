@@ -1,4 +1,4 @@
-"""A study's figure: the first measure over the first axis, a line an arm, every run to be seen.
+"""A study's figure: the first measure over one axis, a line an arm, every run to be seen.
 
 * The base is grey, the others have colours and marks of their own, and each is named where it ends.
 * Faint dots are runs, lines the means over seeds, bands Student's intervals of these means.
@@ -20,7 +20,7 @@ import numpy as np
 
 from allometry.show.drawing import LIGHT, label_margin, quantity, readable_ticks, size_colors, style
 from allometry.study.claim import Estimate
-from allometry.study.study import finite
+from allometry.study.study import Axis, finite
 
 if TYPE_CHECKING:
     import pandas
@@ -43,12 +43,12 @@ def palette(arms: int) -> list[str]:
     return [LIGHT["muted"], LIGHT["accent"], *size_colors(max(arms - 2, 0))][:arms]
 
 
-def panels(result: Result) -> list[dict[str, Any]]:
-    """Places on the further axes, one for each panel: all of them, or one for their mean.
+def panels(result: Result, over: Axis | None = None) -> list[dict[str, Any]]:
+    """Places on the axes other than the one shown, one for each panel: all of them, or one for their mean.
 
     An axis of one value is no panel's subject.
     """
-    further = [(one.name, one.values(result.profile)) for one in result.study.axes[1:]]
+    further = [(one.name, one.values(result.profile)) for one in _others(result, over)]
     further = [(name, values) for name, values in further if len(values) > 1]
     names = [name for name, _ in further]
     if not further or math.prod(len(values) for _, values in further) > PANELS:
@@ -56,11 +56,16 @@ def panels(result: Result) -> list[dict[str, Any]]:
     return [dict(zip(names, place, strict=True)) for place in itertools.product(*(v for _, v in further))]
 
 
-def averaged(result: Result) -> list[str]:
-    """Names of the further axes that the figure averages over."""
-    if panels(result) != [{}]:
+def averaged(result: Result, over: Axis | None = None) -> list[str]:
+    """Names of the other axes that the figure averages over."""
+    if panels(result, over) != [{}]:
         return []
-    return [one.name for one in result.study.axes[1:] if len(one.values(result.profile)) > 1]
+    return [one.name for one in _others(result, over) if len(one.values(result.profile)) > 1]
+
+
+def _others(result: Result, over: Axis | None) -> list[Axis]:
+    shown = over or result.study.shown
+    return [one for one in result.study.axes if one is not shown]
 
 
 def place_name(at: Mapping[str, Any]) -> str:
@@ -82,7 +87,7 @@ def caption(result: Result) -> str:
         parts.append(f"lines join the means over {seeds} seeds, with 95 % intervals of the mean")
     text = "; ".join(parts) + "."
     if (result.table["status"] == "diverged").any():
-        edge = "upper" if result.study.lower_is_better else "lower"
+        edge = "lower" if result.study.lower_is_better is False else "upper"
         text += f" Crosses at the {edge} edge are runs that diverged; a line is broken where one did."
     over = averaged(result)
     return text + (f" Mean over {' and '.join(over)}." if over else "")
@@ -140,8 +145,8 @@ def _short(name: str) -> str:
 
 
 def _axis_name(result: Result) -> str:
-    first = result.study.axes[0]
-    return first.name + (f", {first.unit}" if first.unit else "")
+    shown = result.study.shown
+    return shown.name + (f", {shown.unit}" if shown.unit else "")
 
 
 def _limits(result: Result, places: Sequence[Mapping[str, Any]]) -> tuple[float, float, bool]:
@@ -155,7 +160,7 @@ def _limits(result: Result, places: Sequence[Mapping[str, Any]]) -> tuple[float,
         return 0.0, 1.0, False
     low, high = float(values.min()), float(values.max())
     logarithmic = (
-        result.study.axes[0].log and result.study.lower_is_better and low > 0 and high > 2.0 * low
+        result.study.shown.log and result.study.lower_is_better is not False and low > 0 and high > 2.0 * low
     )  # within a factor of two a logarithm is straight to the eye
     if logarithmic:
         room = 0.09 * math.log(high / low)
@@ -167,7 +172,7 @@ def _limits(result: Result, places: Sequence[Mapping[str, Any]]) -> tuple[float,
 def _panel(
     axes: Axes, result: Result, at: Mapping[str, Any], limits: tuple[float, float, bool], *, named: bool
 ) -> None:
-    first, measure = result.study.axes[0], result.study.measures[0]
+    first, measure = result.study.shown, result.study.measures[0]
     values = list(first.values(result.profile))
     numbers = all(finite(value) for value in values)
     values = sorted(values) if numbers else values
@@ -185,7 +190,7 @@ def _panel(
         shift = 0.0 if lines else 0.16 * (index - (len(colors) - 1) / 2)  # arms beside, not over each other
         line = _arm(axes, result, arm, at, spots, shift, color, _MARKERS[index % len(_MARKERS)], lines)
         end = line[-1] if len(line) else math.nan
-        worse = high if result.study.lower_is_better else low
+        worse = low if result.study.lower_is_better is False else high
         labels.append((_short(arm), end if math.isfinite(end) else worse, color))
     _ends(axes, first, spots, numbers)
     if logarithmic:
@@ -235,7 +240,7 @@ def _arm(
     color: str, marker: str, lines: bool,
 ) -> list[float]:  # fmt: skip
     """Runs, means and intervals of one arm in one panel; returns the means."""
-    first, measure = result.study.axes[0].name, result.study.measures[0]
+    first, measure = result.study.shown.name, result.study.measures[0]
     rows = result.rows(arm, at)
     xs, means, lows, highs = [], [], [], []
     for value, spot in spots.items():
@@ -249,7 +254,7 @@ def _arm(
             markeredgewidth=0,
         )  # fmt: skip
         if lost(part, measure).any():
-            edge = 0.985 if result.study.lower_is_better else 0.015
+            edge = 0.015 if result.study.lower_is_better is False else 0.985
             axes.plot(
                 [spot + shift], [edge], "x", color=color, markersize=7, markeredgewidth=1.6, clip_on=False,
                 transform=axes.get_xaxis_transform(), zorder=6,

@@ -78,7 +78,7 @@ def page(result: Result, svg: str) -> str:
 
     study = result.study
     colors = max(len(study.arms) - 2, 1)
-    label = f"{study.measures[0]} over {study.axes[0].name} for {', '.join(study.arms)}"
+    label = f"{study.measures[0]} over {study.shown.name} for {', '.join(study.arms)}"
     figure = inline_svg(svg, label, "figure", colors)
     sections = [
         *(claim_told(one) for one in result.verdicts),

@@ -239,20 +239,44 @@ class Result:
         )  # fmt: skip
 
     def worth(self, arm: str, base: str | None = None, **options: Any) -> Worth:
-        """What the arm is worth in the base's scale; options as in `curve` and `allometry.laws.worth`."""
+        """What the arm is worth in the base's scale; options as in `curve` and `allometry.laws.worth`.
+
+        Raises
+        ------
+        ValueError
+            The measure is none of which less is better.
+        """
         from allometry.laws.worth import worth
 
         pick = _for_curve(options, "point")
+        self._refuse_gains("worth", pick.get("measure"))
         unit = pick.get("x") or self.study.cost or self.study.axes[0].name
         curves = self.curve(base or self.study.base, **pick), self.curve(arm, **pick)
         return worth(*curves, **{"unit": unit, **options})
 
     def crossover(self, arm: str, base: str | None = None, **options: Any) -> Crossover:
-        """Where the arm's curve crosses the base's; options as in `curve` and `allometry.laws.crossover`."""
+        """Where the arm's curve crosses the base's; options as in `curve` and `allometry.laws.crossover`.
+
+        Raises
+        ------
+        ValueError
+            The measure is none of which less is better.
+        """
         from allometry.laws.crossover import crossover
 
         pick = _for_curve(options, "at")
+        self._refuse_gains("the verdict of a crossing", pick.get("measure"))
         return crossover(self.curve(base or self.study.base, **pick), self.curve(arm, **pick), **options)
+
+    def _refuse_gains(self, what: str, measure: str | None) -> None:
+        from allometry.study.told import better_told
+
+        first = self.study.measures[0]
+        if measure in (None, first) and self.study.lower_is_better is not True:
+            raise ValueError(
+                f"{what} is read from losses, and {better_told(self.study)}; give measure= with one of the "
+                "study's measures of which less is better"
+            )
 
     def slope_of_gap(
         self, arm: str, base: str | None = None, measure: str | None = None, *,

@@ -167,8 +167,15 @@ class Study:
         three that fit a laptop, with nothing but their names.
     settings : mapping
         Settings of all profiles.
-    lower_is_better : bool
-        Of the first measure.
+    lower_is_better : bool or None
+        Of the first measure. Worth and crossings are read from losses: False leaves them out, and so does
+        None, for a measure that is neither good nor bad, such as how far features moved.
+    data_by_arm : bool
+        Whether arms are data of their own (few samples against a stream), so that none shares a batch with
+        another.
+    over : str, optional
+        The axis that figure and table of means run along, with a panel for each place on the others; by
+        default the first.
     cost : str, optional
         The column of a trial's record that holds its total cost, the unit of worth; by default the first
         axis.
@@ -209,7 +216,9 @@ class Study:
     claims: Sequence[Claim] = field(default=(), kw_only=True)
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    lower_is_better: bool = field(default=True, kw_only=True)
+    lower_is_better: bool | None = field(default=True, kw_only=True)
+    data_by_arm: bool = field(default=False, kw_only=True)
+    over: str | None = field(default=None, kw_only=True)
     cost: str | None = field(default=None, kw_only=True)
     together: Sequence[str] = field(default=(), kw_only=True)
     exclusive: bool = field(default=False, kw_only=True)
@@ -240,6 +249,8 @@ class Study:
                 f"study {self.name!r} has a profile {sorted(unknown)[0]!r}; there are {', '.join(PROFILES)}"
             )
         names = [one.name for one in self.axes]
+        if self.over is not None and self.over not in names:
+            raise ValueError(f"over names {self.over!r}; the axes of {self.name!r} are {', '.join(names)}")
         stray = set(self.together) - {"seed", *(one.name for one in self.axes if not one.recorded)}
         if stray:
             raise ValueError(
@@ -261,6 +272,11 @@ class Study:
     def base(self) -> str:
         """The arm that the others are compared with: the first."""
         return next(iter(self.arms))
+
+    @property
+    def shown(self) -> Axis:
+        """The axis that figure and table of means run along."""
+        return next((one for one in self.axes if one.name == self.over), self.axes[0])
 
     def trial(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorate the function that does a trial.

@@ -19,6 +19,7 @@ from allometry.study.study import finite
 
 if TYPE_CHECKING:
     from allometry.study.result import Result
+    from allometry.study.study import Study
 
 SCALES = 3  # the fewest on the first axis for a curve, and so for worth
 MARKS = {Outcome.HOLDS: "✓", Outcome.FALLS_SHORT: "◐", Outcome.CONTRADICTED: "✗", Outcome.UNDECIDED: "?"}
@@ -84,9 +85,9 @@ def _fitting(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 # --- what is said, for terminal and page alike -------------------------------------------------------------
 def means_table(result: Result, measure: str | None = None) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a value of the first axis a row, an arm a column, further axes' places apart."""
+    """Head and rows: a value of the axis shown a row, an arm a column, other axes' places apart."""
     study, name = result.study, measure or result.study.measures[0]
-    first = study.axes[0]
+    first = study.shown
     rows = []
     for place in panels(result):
         for value in first.values(result.profile):
@@ -141,22 +142,34 @@ def worth_tables(result: Result) -> tuple[list[WorthTable], str]:
         return [], f"{first.name} is not a scale in numbers"
     if len(values) < SCALES or table["seed"].nunique() < SEEDS:
         return [], f"it needs {SCALES} values of {first.name} and {SEEDS} seeds"
-    if not study.lower_is_better:
-        return [], f"it is read from losses, and more {study.measures[0]} is better"
+    if study.lower_is_better is not True:
+        return [], f"it is read from losses, and {better_told(study)}"
     if not result.complete:
         return [], "runs are missing or failed"
-    if averaged(result):
-        return [], f"the study has more places on {' and '.join(averaged(result))} than can be shown"
+    if averaged(result, first):
+        return [], f"the study has more places on {' and '.join(averaged(result, first))} than can be shown"
     found = []
     try:
         for unit in dict.fromkeys((first.name, study.cost or first.name)):
-            for place in panels(result):
+            for place in panels(result, first):
                 where = f" at {place_name(place)}" if place else ""
                 title = f"Worth in {unit}{where}, at the largest, 90 % sets"
                 found.append(WorthTable(title, *_worth_rows(result, unit, place)))
     except (ValueError, ImportError) as error:
         return [], str(error).rstrip(".")
     return found, ""
+
+
+def better_told(study: Study) -> str:
+    """Which way the study's first measure is better, in words.
+
+    >>> from allometry.study import Study, axis
+    >>> better_told(Study("a", "?", ["b"], axis("n", 1), "movement", lower_is_better=None))
+    'movement is neither good nor bad'
+    """
+    if study.lower_is_better is None:
+        return f"{study.measures[0]} is neither good nor bad"
+    return f"{'less' if study.lower_is_better else 'more'} {study.measures[0]} is better"
 
 
 class WorthTable(NamedTuple):
@@ -305,7 +318,7 @@ def command(result: Result) -> str:
 def to_dict(result: Result) -> dict[str, Any]:
     """The result for programs: verdicts, means, what was tuned, notes, and the table by records."""
     study = result.study
-    first = study.axes[0]
+    first = study.shown
     means = [
         {"arm": str(arm), first.name: value, **place, "mean": one.value, "low": one.low, "high": one.high,
          "n": one.n}
