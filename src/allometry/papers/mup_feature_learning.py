@@ -120,6 +120,7 @@ movement = Study(
     seeds=5,
     profiles={"tiny": {"seeds": 1, "steps": 2, "base width": 8}, "quick": {}, "full": {}},
     settings={"steps": 20, "learning rate": 0.1, "batch": 64, "probe": 256, "base width": 64},
+    lower_is_better=None,
     weight=lambda arm, width, activation: width**2 + 64 * width,
     claims=[],
 )

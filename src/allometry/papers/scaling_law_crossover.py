@@ -28,8 +28,8 @@ _EDGE = tuple(1e-3 * 2.0 ** (k / 2) for k in range(-4, 19))  # 2.5e-4 to 0.5, by
 
 # --- trials -------------------------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=4)
-def _images(few: int | None, size: int, count: int) -> tuple[Any, Any, Any]:
-    """Training images, validation images for tuning (a twelfth), and test images for what is reported."""
+def _images(few: int | None, size: int, count: int) -> tuple[Any, Any, Any, str]:
+    """Training images, validation images for tuning (a twelfth), test images for what is reported, digest."""
     from allometry.data import fashion_mnist
 
     train = fashion_mnist("train", count, size=size)
@@ -37,7 +37,8 @@ def _images(few: int | None, size: int, count: int) -> tuple[Any, Any, Any]:
     kept = count - count // 12
     first = few or kept
     known = train.images[:first], train.labels[:first]
-    return known, (train.images[kept:], train.labels[kept:]), (test.images, test.labels)
+    unseen = (train.images[kept:], train.labels[kept:]), (test.images, test.labels)
+    return known, *unseen, train.digest
 
 
 def _train(
@@ -50,7 +51,7 @@ def _train(
     from allometry import models, optim, train
     from allometry.data import Augment, AugmentedBatches, ImageBatches
 
-    (images, labels), validation, test = _images(few, profile.size, profile.images)
+    (images, labels), validation, test, _ = _images(few, profile.size, profile.images)
     sources: list[Any] = [ImageBatches(images, labels, profile.batch, seed) for seed in seeds]
     if few is None:
         moved = Augment(shift=1)
@@ -69,8 +70,9 @@ def _train(
     )  # fmt: skip
 
 
-def _told(log: TrainLog, **more: Any) -> dict[str, Any]:
-    record = {"loss": math.nan, "error": math.nan, **more}
+def _told(log: TrainLog, profile: Profile, **more: Any) -> dict[str, Any]:
+    digest = _images(None, profile.size, profile.images)[-1]
+    record = {"loss": math.nan, "error": math.nan, "data": digest, **more}
     if log.horizons:
         record |= {"loss": log.horizons[-1]["loss"], "error": log.horizons[-1]["error"]}
     if log.status == "diverged":
@@ -131,7 +133,7 @@ def _rule(arm: str, width: int, seed: list[int], profile: Profile) -> list[dict[
     from allometry.optim import learning_rate_rule
 
     rate = learning_rate_rule(arm, base_width=_BASE, base_rate=profile.learning_rate)(width)
-    return [_told(log, rate=rate) for log in _train(width, seed, rate, profile)]
+    return [_told(log, profile, rate=rate) for log in _train(width, seed, rate, profile)]
 
 
 # --- S2: the best rate and the largest stable one ----------------------------------------------------------
@@ -174,6 +176,8 @@ edge = Study(
     },
     settings={"batch": 64, "size": 14, "images": 60_000},
     together=("seed", "rate"),
+    over="rate",
+    data_by_arm=True,
     weight=lambda arm, width, rate: float(width) ** 1.5,
     claims=[
         Claim(
@@ -191,7 +195,7 @@ def _at_rate(
     arm: str, width: int, rate: list[float], seed: list[int], profile: Profile
 ) -> list[dict[str, Any]]:
     logs = _train(width, seed, rate, profile, few=profile.few if arm == "small data" else None)
-    return [_told(log) for log in logs]
+    return [_told(log, profile) for log in logs]
 
 
 # --- S3: L2 regularization ---------------------------------------------------------------------------------
@@ -236,6 +240,7 @@ decay = Study(
     },
     settings={"batch": 64, "size": 14, "images": 60_000, "rate": 1e-3},
     together=("seed",),
+    data_by_arm=True,
     claims=[
         Claim(
             "L2 does not help on a stream.",
@@ -256,7 +261,10 @@ decay = Study(
 @decay.trial
 def _with_decay(arm: str, penalty: float, seed: list[int], profile: Profile) -> list[dict[str, Any]]:
     few = profile.few if arm == "small data" else None
-    return [_told(log) for log in _train(profile.width, seed, profile.rate, profile, few=few, decay=penalty)]
+    return [
+        _told(log, profile)
+        for log in _train(profile.width, seed, profile.rate, profile, few=few, decay=penalty)
+    ]
 
 
 # --- S4: normalised gradients ------------------------------------------------------------------------------
@@ -296,7 +304,7 @@ gradients = Study(
 @gradients.trial
 def _normalised(arm: str, width: int, seed: list[int], profile: Profile) -> list[dict[str, Any]]:
     logs = _train(width, seed, profile.rate, profile, normalise=arm == "normalised")
-    return [_told(log) for log in logs]
+    return [_told(log, profile) for log in logs]
 
 
 paper = Paper(

@@ -153,6 +153,7 @@ proxies = Study(
     },
     settings={"batch": 16, "context": 64, "decay": 1e-4, "clip": 1.0, "warmup": 0.05, "windows": 256},
     together=("seed", "rate"),
+    over="rate",
     weight=lambda arm, width, rate: float(width) ** 1.5,
     claims=[
         Claim(
@@ -235,6 +236,7 @@ def _trial(
             "max attention logit": float(table.get_group("max attention logit").max()),
             "log z": float(table.get_group("log z").mean()),
             "initial loss": float(start[replica]), "params": config.parameters()["non_embedding"],
+            "data": corpus.digest[:12],
         }  # fmt: skip
         told.append(record if lost is None else record | {"diverged": lost})
     return told
