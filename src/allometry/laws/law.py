@@ -66,9 +66,9 @@ class Estimator(ABC):
     """
 
     name: ClassVar[str]
-    columns: Mapping[str, str]
-    optional: Mapping[str, str] = {}
-    target: str = "loss"
+    columns: ClassVar[Mapping[str, str]]
+    optional: ClassVar[Mapping[str, str]] = {}
+    target: ClassVar[str] = "loss"
     synonyms: ClassVar[Mapping[str, Sequence[str]]] = {}
     warnings_: list[str]
 
@@ -256,7 +256,7 @@ class ScalingLaw(Law):
         if inputs:
             self.form.inputs = inputs
         self.name = self.form.name  # type: ignore[misc]
-        self.columns = dict.fromkeys(self.form.inputs, "a scale, positive")
+        self.columns = dict.fromkeys(self.form.inputs, "a scale, positive")  # type: ignore[misc]
 
 
 def law_names() -> list[str]:
