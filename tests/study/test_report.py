@@ -140,7 +140,8 @@ def test_an_undetermined_worth_says_why():
         ({"seeds": 2}, "3 seeds"),
         ({"axes": [axis("width", 8, 16)]}, "3 values of width"),
         ({"axes": [axis("format", "a", "b", "c", log=False)]}, "not a scale in numbers"),
-        ({"lower_is_better": False}, "losses"),
+        ({"lower_is_better": False}, "losses, and more loss is better"),
+        ({"lower_is_better": None}, "losses, and loss is neither good nor bad"),
         ({"arms": {"plain": 0.5}}, "one arm"),
     ],
 )
@@ -148,6 +149,43 @@ def test_worth_is_left_out_with_its_reason(change, reason):
     found, said = told.worth_tables(make(**{"axes": WIDTHS, **change}))
     assert found == []
     assert reason in said
+
+
+@pytest.mark.parametrize("better", [False, None])
+def test_worth_and_crossings_are_refused_of_what_is_no_loss(better):
+    result = make(WIDTHS, measures=("loss", "error"), lower_is_better=better, seeds=4, noise=0.01)
+    result.table["error"] = result.table["loss"]
+    for ask in (result.worth, result.crossover):
+        with pytest.raises(ValueError, match="is read from losses, and .*loss.*give measure="):
+            ask("<b>third</b>")
+        assert ask("<b>third</b>", measure="error") is not None
+
+
+def test_what_diverged_lies_where_worse_runs_lie():
+    heights = {}
+    for better in (True, None, False):
+        result = make(WIDTHS, lower_is_better=better, lost={("plain", 64, 1)})
+        crosses = [line for line in result.plot().axes[0].lines if line.get_marker() == "x"]
+        heights[better] = crosses[0].get_ydata()[0]
+    assert heights[True] == heights[None] > 0.9
+    assert heights[False] < 0.1
+
+
+def test_figure_and_means_run_over_the_axis_that_the_study_says():
+    axes = [*WIDTHS, axis("rate", 0.1, 0.2, 0.4, 0.8, 1.6)]
+    result = make(axes, over="rate")
+    assert averaged(make(axes)) == ["rate"]
+    assert averaged(result) == []
+    assert panels(result) == [{"width": width} for width in (8, 16, 32, 64)]
+    head, rows = told.means_table(result)
+    assert head[0] == "loss by rate"
+    assert len(rows) == 20
+    values = result.rows("plain", {"width": 16, "rate": 0.4})["loss"]
+    assert float(rows[7][1].split(" ± ")[0]) == pytest.approx(values.mean(), abs=1e-3)
+    drawn = [axes for axes in result.plot().axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in drawn] == [f"width {w}" for w in (8, 16, 32, 64)]
+    assert drawn[-1].get_xlabel() == "rate"
+    assert "more places on rate" in told.worth_tables(result)[1]  # worth stays with the first axis
 
 
 def test_further_axes_are_panels_up_to_four_and_then_averaged():

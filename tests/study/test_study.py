@@ -63,6 +63,16 @@ def test_cells_together_equal_cells_alone(studies, options):
         assert row["loss"] == pytest.approx(row["width"] + row["seed"] / 10 + row["steps"] / 100, abs=1e-12)
 
 
+def test_a_record_that_tells_no_seconds_has_its_part_of_the_trials(studies, options, monkeypatch):
+    from allometry.study import cells
+
+    clock = iter(range(100))  # each look takes a second
+    monkeypatch.setattr(cells.time, "perf_counter", lambda: float(next(clock)))
+    told = studies.together.run("quick", **options).table["seconds"]
+    assert told.tolist() == pytest.approx([1 / 6] * len(told))  # six cells a trial, a second a record
+    assert not studies.means.run("quick", **options).table["seconds"].eq(1.0).any()  # its own are kept
+
+
 def test_divergence_is_a_status_with_its_step(studies, options):
     table = studies.diverging.run("quick", **options).table
     lost = table[table["rate"] == 10.0]
@@ -122,6 +132,7 @@ def test_a_missing_extra_is_named(options, monkeypatch):
         ({"measure": None}, "at least one measure"),
         ({"profiles": {"huge": {}}}, "there are tiny"),
         ({"together": ("depth",)}, "together names 'depth'"),
+        ({"over": "depth"}, "over names 'depth'"),
         ({"measure": "seed"}, "names of their own"),
     ],
 )
