@@ -156,7 +156,7 @@ def test_worth_and_crossings_are_refused_of_what_is_no_loss(better):
     result = make(WIDTHS, measures=("loss", "error"), lower_is_better=better, seeds=4, noise=0.01)
     result.table["error"] = result.table["loss"]
     for ask in (result.worth, result.crossover):
-        with pytest.raises(ValueError, match="is read from losses, and .*loss.*give measure="):
+        with pytest.raises(ValueError, match=r"is read from losses, and .*loss.*give measure="):
             ask("<b>third</b>")
         assert ask("<b>third</b>", measure="error") is not None
 
