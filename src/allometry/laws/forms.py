@@ -581,6 +581,7 @@ def get_form(form: str | Form) -> Form:
     """
     if isinstance(form, Form):
         return form
+    from allometry.laws.bounded import BoundedPowerLaw
     from allometry.laws.repetition import DataConstrained
 
     known: dict[str, type[Form]] = {
@@ -592,6 +593,7 @@ def get_form(form: str | Form) -> Form:
             KaplanOffset,
             Chinchilla,
             BrokenPowerLaw,
+            BoundedPowerLaw,
             DataConstrained,
         )
     }
