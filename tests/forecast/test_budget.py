@@ -169,7 +169,7 @@ def test_a_fitted_law_is_read_from_what_the_commands_write(fitted, tmp_path, key
     stored = fitted[0].to_dict()
     content = {None: stored, "law": {"law": stored}, "laws": {"laws": {"chinchilla": stored}},
                "fits": {"law": "chinchilla", "fits": [stored]}}[key]  # fmt: skip
-    (tmp_path / "law.json").write_text(to_json(content))
+    (tmp_path / "law.json").write_text(to_json(content, null=False))
     plan = buy(1e21, law=tmp_path / "law.json")
     direct = fitted[0].optimal(1e21)
     assert plan.params == pytest.approx(direct.params)

@@ -248,7 +248,7 @@ def test_json_is_valid_whatever_the_numbers(unchecked: Forecast, tmp_path: Path)
         "p": Path("x"),
         "t": (None,),
     }
-    back = json.loads(to_json(odd), parse_constant=refuse)
+    back = json.loads(to_json(odd, null=False), parse_constant=refuse)
     assert back == {
         "a": float(np.float32(0.1)),
         "b": [1, 2],
@@ -258,6 +258,8 @@ def test_json_is_valid_whatever_the_numbers(unchecked: Forecast, tmp_path: Path)
         "t": [None],
     }
     assert float(back["c"]) == -math.inf
+    told = json.loads(to_json({**unchecked.to_dict(), **odd}), parse_constant=refuse)
+    assert told["naive"]["ruler"]["low"] is told["c"] is None  # what commands print: a number or none
 
 
 def test_writing_again_gives_the_same_bytes_and_leaves_no_rests(folder: Path, result: Forecast) -> None:

@@ -112,7 +112,7 @@ def fit(
         draw(told, plot)
     if report is not None:
         write(told, report)
-    print(to_json(told.to_dict(), null=True) if as_json else summary(told))
+    print(to_json(told.to_dict()) if as_json else summary(told))
     for path in [plot, *([report / "report.html"] if report is not None else [])]:
         if path is not None:
             print(f"Written: {path}", file=sys.stderr)

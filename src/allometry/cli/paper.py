@@ -36,7 +36,7 @@ def list_(as_json: JsonOption = False) -> None:
 
     found = [paper_facts(paper) for paper in entries()]
     if as_json:
-        print(to_json(found, null=True))
+        print(to_json(found))
         return
     if not found:
         print("No entry of a paper is installed.")
@@ -60,7 +60,7 @@ def show(
 
     facts = paper_facts(entry(slug))
     if as_json:
-        print(to_json(facts, null=True))
+        print(to_json(facts))
         return
     told = {"paper": facts["title"], "authors": facts["authors"], "year": str(facts["year"])}
     told |= {"venue": facts["venue"]} if facts["venue"] else {}

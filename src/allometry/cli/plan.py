@@ -254,4 +254,4 @@ def _forecast(
     told = forecast_commands(planned, Goal(**asked), tell=_say, **settings)
     if report is not None:
         _say(f"Written: {told.report(report)}")
-    print(to_json(told.to_dict(), null=True) if as_json else told)
+    print(to_json(told.to_dict()) if as_json else told)

@@ -137,7 +137,7 @@ def list_(as_json: JsonOption = False) -> None:
         for paper in entries() for study in paper.studies
     ]  # fmt: skip
     if as_json:
-        print(to_json(found, null=True))
+        print(to_json(found))
         return
     if not found:
         print("There are no studies: no entry of a paper is installed.")
@@ -170,7 +170,7 @@ def show(
     facts = study_facts(study, profile)
     facts["evidence"] = evidence_facts(study)
     facts["run"] = f"allometry study run {name} --profile {profile or next(iter(study.profiles))}"
-    print(to_json(facts, null=True) if as_json else study_text(facts))
+    print(to_json(facts) if as_json else study_text(facts))
 
 
 def study_text(facts: dict[str, Any]) -> str:
@@ -260,7 +260,7 @@ def run(
         _say(f"Written: {result.report(report)}")
     if evidence is not None and result.complete:
         _say(f"Evidence: {leave_evidence(result, evidence / study.name)}")
-    print(to_json(to_dict(result), null=True) if as_json else result)
+    print(to_json(to_dict(result)) if as_json else result)
     if not result.complete:
         _say("Some trials failed: see the notes. The same command tries them again.")
         raise typer.Exit(1)
@@ -294,7 +294,7 @@ def compare(
         told = {"study": study.name, "first": first, "second": second, "verdicts": verdicts,
                 "agree": int((judged == True).sum()), "judged": len(judged),  # noqa: E712
                 "table": table.astype(object).where(table.notna(), None).to_dict("records")}  # fmt: skip
-        print(to_json(told, null=True))
+        print(to_json(told))
         return
     axes = [axis.name for axis in study.axes]
     rows = [

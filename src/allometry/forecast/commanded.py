@@ -130,7 +130,9 @@ class CommandForecast:
         from allometry.show.drawing import write_atomically
 
         page = write(replace(self.answer, warnings=[*self.lines(), *self.answer.warnings]), directory)
-        write_atomically(Path(directory) / "target.json", (to_json(self.to_dict()) + "\n").encode())
+        write_atomically(
+            Path(directory) / "target.json", (to_json(self.to_dict(), null=False) + "\n").encode()
+        )
         return page
 
     def lines(self) -> list[str]:

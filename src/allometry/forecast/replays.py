@@ -81,7 +81,7 @@ class Replays:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.table.to_csv(folder / "replays.csv", index=False)
-        write_atomically(folder / "replays.json", to_json(self.to_dict()).encode())
+        write_atomically(folder / "replays.json", to_json(self.to_dict(), null=False).encode())
         write_atomically(folder / "replays.txt", f"{self}\n".encode())
         replay_figure(self.table, folder / "replays")
         return folder

@@ -95,20 +95,20 @@ def write(result: Forecast, directory: str | Path) -> Path:
     }
     # pandas writes the shortest digits that read back as the same float
     write_atomically(folder / "runs.csv", result.runs.to_csv(index=False).encode())
-    write_atomically(folder / "law.json", (to_json(result.to_dict()) + "\n").encode())
+    write_atomically(folder / "law.json", (to_json(result.to_dict(), null=False) + "\n").encode())
     return write_atomically(folder / "report.html", page(result, drawn).encode())
 
 
-def to_json(values: Any, *, null: bool = False) -> str:
+def to_json(values: Any, *, null: bool = True) -> str:
     """Valid JSON whose floats read back exactly.
 
-    What JSON has no number for becomes a string that ``float`` understands, or null if asked: a file keeps
-    all, while a program that reads a command's output expects a number or none.
+    What JSON has no number for becomes null, since a program that reads a command's output expects a number
+    or none; without ``null`` a string that ``float`` understands, so that a file keeps all.
 
-    >>> to_json({"a": float("inf"), "b": 0.1, "c": (1, None)})
-    '{\\n "a": "Infinity",\\n "b": 0.1,\\n "c": [\\n  1,\\n  null\\n ]\\n}'
-    >>> to_json([float("nan"), 2], null=True)
-    '[\\n null,\\n 2\\n]'
+    >>> to_json({"a": float("nan"), "b": 0.1, "c": (1, None)})
+    '{\\n "a": null,\\n "b": 0.1,\\n "c": [\\n  1,\\n  null\\n ]\\n}'
+    >>> to_json([float("inf"), 2], null=False)
+    '[\\n "Infinity",\\n 2\\n]'
     """
     return json.dumps(_plain(values, null), indent=1, allow_nan=False, ensure_ascii=False)
 

@@ -256,7 +256,7 @@ def write(told: Answer, directory: str | Path) -> Path:
     svg = save(figure(told), folder / "law")
     write_atomically(folder / "runs.csv", told.points.to_csv(index=False).encode())
     everything = told.to_dict() | {"fits": [one.to_dict() for one in told.fits]}
-    write_atomically(folder / "law.json", (to_json(everything) + "\n").encode())
+    write_atomically(folder / "law.json", (to_json(everything, null=False) + "\n").encode())
     return write_atomically(folder / "report.html", page(told, svg).encode())
 
 
