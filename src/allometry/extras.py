@@ -6,6 +6,7 @@ from types import ModuleType
 _INSTALLS = {
     "train": "pip install 'allometry[train]'",
     "hub": "pip install 'allometry[hub]'",
+    "data": "pip install 'allometry[data]'",
     "logs": "pip install 'allometry[logs]'",
     "wandb": "pip install 'allometry[wandb]'",
     "postgres": "pip install 'allometry[postgres]'",

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from allometry.data.augment import Augment, AugmentedBatches
     from allometry.data.corpus import Corpus
     from allometry.data.images import ImageBatches, Images, digits, fashion_mnist
+    from allometry.data.synthetic_series import SyntheticSeries
     from allometry.data.text import StandardLibrary, read_text
+    from allometry.data.timeseries import SeriesSet, WindowSampler, real_series
     from allometry.data.tokenizer import TextTokenizer, load_tokenizer
     from allometry.data.windows import StackedWindows, Windows, validation_windows
 
@@ -21,14 +23,16 @@ open_room(
         "augment": ["Augment", "AugmentedBatches"],
         "corpus": ["Corpus"],
         "images": ["ImageBatches", "Images", "digits", "fashion_mnist"],
+        "synthetic_series": ["SyntheticSeries"],
         "text": ["StandardLibrary", "read_text"],
+        "timeseries": ["SeriesSet", "WindowSampler", "real_series"],
         "tokenizer": ["TextTokenizer", "load_tokenizer"],
         "windows": ["StackedWindows", "Windows", "validation_windows"],
     },
 )
 
 __all__ = [
-    "Augment", "AugmentedBatches", "Corpus", "ImageBatches", "Images", "StackedWindows", "StandardLibrary",
-    "TextTokenizer", "Windows", "digits", "fashion_mnist", "load_tokenizer", "read_text",
-    "validation_windows",
+    "Augment", "AugmentedBatches", "Corpus", "ImageBatches", "Images", "SeriesSet", "StackedWindows",
+    "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler", "Windows", "digits",
+    "fashion_mnist", "load_tokenizer", "read_text", "real_series", "validation_windows",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from allometry.models.gpt import GPT, GPTConfig
     from allometry.models.mlp import MLP
     from allometry.models.qk_norm import NormalizedHeads, add_qk_norm_
+    from allometry.models.series_forecast import forecast_horizon, forecast_series
+    from allometry.models.timeseries import PatchForecaster, stack_parameters
 
 open_room(
     __name__,
@@ -19,9 +21,12 @@ open_room(
         "gpt": ["GPT", "GPTConfig"],
         "mlp": ["MLP"],
         "qk_norm": ["NormalizedHeads", "add_qk_norm_"],
+        "series_forecast": ["forecast_horizon", "forecast_series"],
+        "timeseries": ["PatchForecaster", "stack_parameters"],
     },
 )
 
 __all__ = [
-    "GPT", "MLP", "ConvNet", "GPTConfig", "KVCache", "NormalizedHeads", "add_qk_norm_", "attention", "rotary",
+    "GPT", "MLP", "ConvNet", "GPTConfig", "KVCache", "NormalizedHeads", "PatchForecaster", "add_qk_norm_",
+    "attention", "forecast_horizon", "forecast_series", "rotary", "stack_parameters",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from allometry.train.parallel import launch, shard
     from allometry.train.seeds import Seeds
     from allometry.train.stack import Stack, fit_stack
+    from allometry.train.timeseries import score_forecaster, train_forecasters
 
 open_room(
     __name__,
@@ -33,12 +34,13 @@ open_room(
         "parallel": ["launch", "shard"],
         "seeds": ["Seeds"],
         "stack": ["Stack", "fit_stack"],
+        "timeseries": ["score_forecaster", "train_forecasters"],
     },
 )
 
 __all__ = [
     "Checkpointer", "DivergenceRule", "Meter", "Seeds", "Stack", "TrainLog", "best_learning_rate",
-    "bits_per_byte", "classification_loss", "evaluate", "evaluate_classifier", "fit", "fit_stack", "launch",
-    "learning_rate_sweep", "load", "max_stable_learning_rate", "next_token_loss", "shard", "train_classifier",
-    "train_language_model",
+    "bits_per_byte", "classification_loss", "evaluate", "evaluate_classifier", "fit", "fit_stack",
+    "launch", "learning_rate_sweep", "load", "max_stable_learning_rate", "next_token_loss",
+    "score_forecaster", "shard", "train_classifier", "train_forecasters", "train_language_model",
 ]  # fmt: skip
