@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from allometry.measure.coordinates import CoordinateCheck, coordinate_check
     from allometry.measure.monitor import Monitor, Probe, spikes
+    from allometry.measure.pass_rate import PassCounts, pass_at_k
     from allometry.measure.sensitivity import (
         Onset,
         Sensitivity,
@@ -33,12 +34,13 @@ open_room(
             "mfu"],
         "coordinates": ["CoordinateCheck", "coordinate_check"],
         "monitor": ["Monitor", "Probe", "spikes"],
+        "pass_rate": ["PassCounts", "pass_at_k"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
     },
 )  # fmt: skip
 
 __all__ = [
-    "Capture", "Complexity", "CoordinateCheck", "LogitStatistics", "Monitor", "Onset", "Parameters", "Probe",
-    "Sensitivity", "attention_logit_statistics", "complexity", "coordinate_check", "count_parameters",
-    "flops_per_token", "forecast_onset", "learning_rate_sensitivity", "mfu", "spikes",
+    "Capture", "Complexity", "CoordinateCheck", "LogitStatistics", "Monitor", "Onset", "Parameters",
+    "PassCounts", "Probe", "Sensitivity", "attention_logit_statistics", "complexity", "coordinate_check",
+    "count_parameters", "flops_per_token", "forecast_onset", "learning_rate_sensitivity", "mfu", "pass_at_k", "spikes",
 ]  # fmt: skip
