@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from allometry.data.augment import Augment, AugmentedBatches
     from allometry.data.corpus import Corpus
     from allometry.data.images import ImageBatches, Images, digits, fashion_mnist
+    from allometry.data.source_code import CompletionTask, Function, completion_tasks, docstrings, functions
     from allometry.data.synthetic_series import SyntheticSeries
     from allometry.data.text import StandardLibrary, read_text
     from allometry.data.timeseries import SeriesSet, WindowSampler, real_series
@@ -23,6 +24,7 @@ open_room(
         "augment": ["Augment", "AugmentedBatches"],
         "corpus": ["Corpus"],
         "images": ["ImageBatches", "Images", "digits", "fashion_mnist"],
+        "source_code": ["CompletionTask", "Function", "completion_tasks", "docstrings", "functions"],
         "synthetic_series": ["SyntheticSeries"],
         "text": ["StandardLibrary", "read_text"],
         "timeseries": ["SeriesSet", "WindowSampler", "real_series"],
@@ -32,7 +34,8 @@ open_room(
 )
 
 __all__ = [
-    "Augment", "AugmentedBatches", "Corpus", "ImageBatches", "Images", "SeriesSet", "StackedWindows",
-    "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler", "Windows", "digits",
-    "fashion_mnist", "load_tokenizer", "read_text", "real_series", "validation_windows",
+    "Augment", "AugmentedBatches", "CompletionTask", "Corpus", "Function", "ImageBatches", "Images",
+    "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler",
+    "Windows", "completion_tasks", "digits", "docstrings", "fashion_mnist", "functions", "load_tokenizer",
+    "read_text", "real_series", "validation_windows",
 ]  # fmt: skip
