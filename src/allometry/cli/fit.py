@@ -58,10 +58,21 @@ def fit(
     ] = None,
     law: Annotated[
         str,
-        typer.Option(help="auto, chinchilla, kaplan, kaplan-offset, power, power-offset, broken-power ..."),
+        typer.Option(
+            help="auto, chinchilla, kaplan, power ...; or a law of columns of its own, with options: "
+            "annealing, precision:block=32 ... (--laws lists them)."
+        ),
     ] = "auto",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A task's accuracy, by way of its loss: [LABEL=]NAME, which its columns hold; a weighted "
+            "sum is NAME:WEIGHT+NAME:WEIGHT. May be repeated."
+        ),
+    ] = None,
     predict: Annotated[
-        list[str] | None, typer.Option(help="Where to foretell: params=7e9,tokens=2e12. May be repeated.")
+        list[str] | None,
+        typer.Option(help="Where to foretell: params=7e9,tokens=2e12, or a table's file. May be repeated."),
     ] = None,
     optimal_for: Annotated[
         str | None, typer.Option(help="Training FLOPs to divide between parameters and tokens.")
@@ -81,14 +92,36 @@ def fit(
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, figures, law.json and runs.csv.")
     ] = None,
+    laws: Annotated[
+        bool, typer.Option("--laws", help="List the laws and the columns that each needs.")
+    ] = False,
     example: Annotated[
         bool, typer.Option("--example", help="Use the small measured table that comes with the package.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a scaling law to RUNS made already: forecasts with intervals, the best split of a budget."""
+    if laws:
+        print(_listed())
+        return
     if example == bool(runs):
         raise ValueError("give logs of runs (files, folders, patterns), or --example, not both or neither")
+    if task or _own_columns(law):
+        if optimal_for is not None or columns or example or records != "last":
+            raise ValueError("--task and laws of their own columns do not go with --optimal-for, --columns, "
+                             "--records or --example")  # fmt: skip
+        _own(
+            list(runs or []),
+            law,
+            task or [],
+            predict or [],
+            _given(values or []),
+            level,
+            plot,
+            report,
+            as_json,
+        )
+        return
     places = [named_numbers(text) for text in predict or []]
     budget = None if optimal_for is None else named_numbers(f"flops={optimal_for}")["flops"]
     wanted = dict(pair for text in columns or [] for pair in name_value_pairs(text, "loss=val/loss,params=N"))
@@ -116,3 +149,74 @@ def fit(
     for path in [plot, *([report / "report.html"] if report is not None else [])]:
         if path is not None:
             print(f"Written: {path}", file=sys.stderr)
+
+
+# --- laws of columns of their own --------------------------------------------------------------------------
+def _own_columns(law: str) -> bool:
+    from allometry.laws.law import law_names
+
+    name = law.partition(":")[0]
+    return ":" in law or (name in law_names() and name not in _forms())
+
+
+def _forms() -> set[str]:
+    from allometry.laws.law import ScalingLaw, get_law, law_names
+
+    return {name for name in law_names() if isinstance(get_law(name), ScalingLaw)}
+
+
+def _listed() -> str:
+    """Every law with the columns it needs."""
+    from allometry.laws.law import get_law, law_names
+    from allometry.show.text import cut
+
+    lines = []
+    for name in law_names():
+        one = get_law(name)
+        asked = ", ".join(one.columns)
+        more = f" (and {', '.join(one.optional)})" if one.optional else ""
+        lines += cut(f"{name:<18} {one.target} from {asked}{more}")
+    return "\n".join(lines)
+
+
+def _own(
+    paths: list[str], law: str, tasks: list[str], predict: list[str], values: dict[str, dict[str, float]],
+    level: float, plot: Path | None, report: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """`fit` for a law of its own columns, or for tasks by way of their losses."""
+    from allometry.forecast.law_told import draw, summary, write
+    from allometry.forecast.report import to_json
+    from allometry.laws.law_answer import law_answer
+    from allometry.laws.raw import read_table
+    from allometry.laws.task_columns import Task, task_table
+
+    if plot is not None:
+        refuse_ending(plot)
+    places = [_place(text) for text in predict]
+    table = read_table(paths, values=values)
+    if tasks:
+        chain = law if law != "auto" else "task-chain"
+        asked = [Task.parse(text) for text in tasks]
+        tables = {one.label: task_table(table, one) for one in asked}
+        if len(tables) < len(asked):
+            raise ValueError("two tasks have the same label; name them apart, LABEL=NAME")
+    else:
+        chain = law
+        tables = {law.partition(":")[0]: table}
+    answers = {label: law_answer(chain, one, predict=places, level=level) for label, one in tables.items()}
+    written = [] if plot is None else draw(answers, plot)
+    if report is not None:
+        written.append(write(answers, report))
+    told = {label: one.to_dict() for label, one in answers.items()}
+    print(to_json(told) if as_json else summary(answers))
+    for path in written:
+        print(f"Written: {path}", file=sys.stderr)
+
+
+def _place(text: str) -> object:
+    """``params=7e9,tokens=2e12``, or the rows of a table's file."""
+    if "=" in text and not Path(text).exists():
+        return named_numbers(text)
+    from allometry.laws.raw import read_table
+
+    return read_table(text).drop(columns="run")

@@ -18,7 +18,7 @@ from allometry.laws.law import Estimator, get_law
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["HeldOut", "compare_laws", "held_out"]
+__all__ = ["HeldOut", "compare_laws", "held_out", "judge"]
 
 Array = NDArray[np.float64]
 
@@ -98,12 +98,25 @@ def held_out(
     if not away.any() or away.all():
         raise ValueError("hold_out must leave some rows out and keep some")
     law.fit(frame[~away], **options)
-    rest = frame[away]
-    observed = np.asarray(law.read(rest)[law.target], dtype=float)
-    predicted = np.asarray(law.predict(rest), dtype=float)
+    return judge(law, frame[away], level, intervals=options.get("resamples", 1) != 0)
+
+
+def judge(law: Estimator, table: Any, level: float = 0.9, *, intervals: bool = True) -> HeldOut:
+    """What a fitted law says of rows that it has not seen.
+
+    Examples
+    --------
+    >>> from allometry.laws import ScalingLaw
+    >>> n = np.array([1e6, 1e7, 1e8, 1e9])
+    >>> law = ScalingLaw("power", "params").fit({"params": n, "loss": 400 * n**-0.4}, resamples=0)
+    >>> round(judge(law, {"params": [1e10], "loss": [0.044]}, intervals=False).error, 3)
+    0.091
+    """
+    observed = np.asarray(law.read(table)[law.target], dtype=float)
+    predicted = np.asarray(law.predict(table), dtype=float)
     low = high = np.full(len(observed), np.nan)
-    if options.get("resamples", 1) != 0:
-        told = law.interval(rest, level, "prediction")
+    if intervals:
+        told = law.interval(table, level, "prediction")
         low, high = np.atleast_1d(told.low), np.atleast_1d(told.high)
     size = np.maximum(np.abs(observed), np.finfo(float).tiny)
     relative = (predicted - observed) / size

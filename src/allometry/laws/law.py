@@ -31,13 +31,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from allometry.laws.fit import Fit
+    from allometry.laws.held_out import HeldOut
 
 __all__ = ["Estimator", "Law", "ScalingLaw", "get_law", "law_names"]
 
 Array = NDArray[np.float64]
 
 # Names for `get_law` and ``allometry fit --law``: each a file of this room and the class in it.
-_HOMES: dict[str, tuple[str, str]] = {}
+_HOMES: dict[str, tuple[str, str]] = {
+    "task-chain": ("task_chain", "TaskChain"),
+    "resampling": ("resampling_law", "ResamplingLaw"),
+    "utility": ("utility", "UtilityLaw"),
+    "precision": ("precision", "PrecisionLaw"),
+}
 _FORMS = (
     "power",
     "power-offset",
@@ -63,6 +69,8 @@ class Estimator(ABC):
         The column that the law foretells.
     synonyms : mapping of column to other names
         Compared without case and separators.
+    held_out_by : str
+        The column whose largest value is held out to see what the law foretells; its first by default.
     """
 
     name: ClassVar[str]
@@ -70,6 +78,7 @@ class Estimator(ABC):
     optional: ClassVar[Mapping[str, str]] = {}
     target: ClassVar[str] = "loss"
     synonyms: ClassVar[Mapping[str, Sequence[str]]] = {}
+    held_out_by: ClassVar[str] = ""
     warnings_: list[str]
 
     @abstractmethod
@@ -107,6 +116,25 @@ class Estimator(ABC):
         frame = pandas.DataFrame({"value": self.params_})
         frame.index.name = "parameter"
         return frame
+
+    def hold_out(self, table: Any, *, level: float = 0.9, **options: Any) -> HeldOut:
+        """What the law says of the rows of the largest scale, fitted without them; it is then that fit.
+
+        Raises
+        ------
+        ValueError
+            Too little would be left.
+        """
+        import pandas
+
+        from allometry.laws.held_out import held_out
+
+        columns = pandas.DataFrame(self.read(table))
+        return held_out(self, columns, self.held_out_by or next(iter(self.columns)), level=level, **options)
+
+    def report(self) -> dict[str, pandas.DataFrame]:
+        """Further tables that the law can make of what it learned, by title; none by default."""
+        return {}
 
     def read(self, table: Any, *, target: bool = True) -> dict[str, Any]:
         """The law's own columns ``(n,)`` of a table, found by name or synonym; numbers as float arrays.

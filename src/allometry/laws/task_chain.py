@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
+    from allometry.laws.held_out import HeldOut
+
 __all__ = ["TaskChain"]
 
 Array = NDArray[np.float64]
@@ -143,17 +145,35 @@ class TaskChain(Estimator):
         finals, blocks = [], []
         for run, rows in frame.groupby("run", sort=False):
             last = rows.iloc[-self.window :]
-            finals.append({
-                "run": run, "params": float(last["params"].iloc[-1]),
-                "tokens": float(last["tokens"].iloc[-1]), "loss": last["task_loss"].mean(), "accuracy": last["accuracy"].mean(),
-            })  # fmt: skip
+            end = {
+                "run": run,
+                "params": float(last["params"].iloc[-1]),
+                "tokens": float(last["tokens"].iloc[-1]),
+            }
+            finals.append(end | {"loss": last["task_loss"].mean(), "accuracy": last["accuracy"].mean()})
             kept = rows.iloc[int(np.ceil(self.skip * len(rows))) :]
             number = (
                 len(kept) - 1 - np.arange(len(kept))
             ) // self.window  # counted from the end, all full there
             means = kept.groupby(number)[["task_loss", "accuracy"]].mean().iloc[::-1]
-            blocks.append(means.assign(run=run, params=finals[-1]["params"]))
+            blocks.append(means.assign(run=run, params=end["params"]))
         return pandas.DataFrame(finals), pandas.concat(blocks, ignore_index=True)
+
+    def hold_out(self, table: Any, *, level: float = 0.9, **options: Any) -> HeldOut:
+        """The ends of the largest models' runs, foretold from the other runs."""
+        import pandas
+
+        from allometry.laws.held_out import judge
+
+        frame = pandas.DataFrame(self.read(table))
+        largest = frame["params"] == frame["params"].max()
+        if largest.all():
+            raise ValueError(
+                f"all runs have {frame['params'].iloc[0]:.4g} parameters: none is left to foretell"
+            )
+        ends = self._records(frame[largest].to_dict("series"))[0].rename(columns={"loss": "task_loss"})
+        self.fit(frame[~largest], **options)
+        return judge(self, ends, level, intervals=options.get("resamples", 1) != 0)
 
     @property
     def params_(self) -> dict[str, float]:
