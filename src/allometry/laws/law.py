@@ -52,6 +52,7 @@ _FORMS = (
     "chinchilla",
     "broken-power",
     "data-constrained",
+    "bounded-power",
 )
 
 
