@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from allometry.rooms import open_room
 
 if TYPE_CHECKING:
+    from allometry.laws.acceptance import AcceptanceTable
     from allometry.laws.allocate import Allocation, allocate, apportion, compute_optimal
     from allometry.laws.answers import Answer, answer
     from allometry.laws.average import Average
     from allometry.laws.bounded import BoundedPowerLaw
+    from allometry.laws.best_k import OptimalK, optimal_k
     from allometry.laws.compare import Backtest, aicc, backtest, compare_forms
     from allometry.laws.contrast import (
         Contrast,
@@ -45,12 +47,26 @@ if TYPE_CHECKING:
     from allometry.laws.law import Estimator, Law, ScalingLaw, get_law, law_names
     from allometry.laws.learning_curve import LearningCurve
     from allometry.laws.model_size import ModelSizeCurve, model_size_curve
+    from allometry.laws.pool_plan import PoolPlan, plan_pools
+    from allometry.laws.precision import PrecisionLaw, quantization_law
     from allometry.laws.published import PublishedLaw, Recipe, published, published_laws, published_recipe
     from allometry.laws.repetition import DataConstrained
+    from allometry.laws.resampling import (
+        Ceiling,
+        ResamplingCurve,
+        ceiling,
+        false_share_by_attempt,
+        resampling_curve,
+    )
+    from allometry.laws.resampling_law import ResamplingLaw
+    from allometry.laws.rounding_error import format_crossover
     from allometry.laws.runs import Runs, read_runs
     from allometry.laws.serving import Served, least_total, optimal_with_serving
     from allometry.laws.slopes import SlopeComparison, compare_slopes
+    from allometry.laws.two_types import TwoTypeModel, two_type_model
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
+    from allometry.laws.utility import UtilityLaw
+    from allometry.laws.weak_to_strong import WeakToStrong, weak_to_strong
     from allometry.laws.worth import Worth, worth, worths
     from allometry.laws.worth_calibration import worth_coverage
     from allometry.laws.worth_costs import worth_table
@@ -58,10 +74,12 @@ if TYPE_CHECKING:
 open_room(
     __name__,
     {
+        "acceptance": ["AcceptanceTable"],
         "allocate": ["Allocation", "allocate", "apportion", "compute_optimal"],
         "answers": ["Answer", "answer"],
         "average": ["Average"],
         "bounded": ["BoundedPowerLaw"],
+        "best_k": ["OptimalK", "optimal_k"],
         "compare": ["Backtest", "aicc", "backtest", "compare_forms"],
         "contrast": ["Contrast", "Effect", "contrast", "holm", "interaction", "rank_correlation", "sign_test",
             "slope"],
@@ -77,12 +95,20 @@ open_room(
         "law": ["Estimator", "Law", "ScalingLaw", "get_law", "law_names"],
         "learning_curve": ["LearningCurve"],
         "model_size": ["ModelSizeCurve", "model_size_curve"],
+        "pool_plan": ["PoolPlan", "plan_pools"],
+        "precision": ["PrecisionLaw", "quantization_law"],
         "published": ["PublishedLaw", "Recipe", "published", "published_laws", "published_recipe"],
         "repetition": ["DataConstrained"],
+        "resampling": ["Ceiling", "ResamplingCurve", "ceiling", "false_share_by_attempt", "resampling_curve"],
+        "resampling_law": ["ResamplingLaw"],
+        "rounding_error": ["format_crossover"],
         "runs": ["Runs", "read_runs"],
         "serving": ["Served", "least_total", "optimal_with_serving"],
         "slopes": ["SlopeComparison", "compare_slopes"],
+        "two_types": ["TwoTypeModel", "two_type_model"],
         "uncertainty": ["Interval", "bootstrap", "coverage"],
+        "utility": ["UtilityLaw"],
+        "weak_to_strong": ["WeakToStrong", "weak_to_strong"],
         "worth": ["Worth", "worth", "worths"],
         "worth_calibration": ["worth_coverage"],
         "worth_costs": ["worth_table"],
@@ -92,13 +118,15 @@ open_room(
 __all__ = [
     "BoundedPowerLaw", "CurveFits", "LearningCurve", "ModelSizeCurve", "Regions", "SlopeComparison",
     "compare_slopes", "fit_curves", "model_size_curve", "regions",
-    "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Chinchilla", "Contrast", "Crossover",
-    "Curve", "DataConstrained", "Effect", "Estimator", "FiellerSet", "Fit", "Form", "HeldOut", "Interval",
-    "Kaplan", "KaplanOffset", "Law", "Noise", "Parameter", "PowerLaw", "PowerLawOffset", "PublishedLaw",
-    "Recipe", "Runs", "ScalingLaw", "Served", "Worth", "aicc", "allocate", "answer", "apportion",
-    "backtest", "bootstrap", "compare_forms", "compare_laws", "compute_optimal", "contrast", "coverage",
-    "crossover", "fieller", "fit", "get_form", "get_law", "held_out", "holm", "interaction", "law_names",
-    "least_total", "optimal_with_serving", "published", "published_laws", "published_recipe",
-    "rank_correlation", "read_runs", "sign_test", "slope", "worth", "worth_coverage", "worth_table",
-    "worths",
+    "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Ceiling",
+    "Chinchilla", "Contrast", "Crossover", "Curve", "DataConstrained", "Effect", "Estimator", "FiellerSet",
+    "Fit", "Form", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law", "Noise", "OptimalK", "Parameter",
+    "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "ResamplingCurve", "ResamplingLaw",
+    "Runs", "ScalingLaw", "Served", "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate",
+    "answer", "apportion", "backtest", "bootstrap", "ceiling", "compare_forms", "compare_laws",
+    "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit",
+    "format_crossover", "get_form", "get_law", "held_out", "holm", "interaction", "law_names", "least_total", "optimal_k",
+    "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
+    "quantization_law", "rank_correlation", "read_runs", "resampling_curve", "sign_test", "slope", "two_type_model",
+    "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths",
 ]  # fmt: skip
