@@ -45,7 +45,7 @@ class ForecastBatches:
     samplers : sequence of objects with ``batch(step) -> (B, T * patch)``
         One a replica, such as `allometry.data.WindowSampler`.
     model : PatchForecaster
-        Of which patch, kind and epsilon are read.
+        Of which patch and epsilon are read.
     seeds : sequence of int
         One a replica, for how much of each window is foretold.
     """
@@ -57,7 +57,7 @@ class ForecastBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs (R, B, T, P + 1), whose last column is one where a patch is hidden, and targets
-        (R, B, half + 1, 2 P): values, then one where they count."""
+        (R, B, half, 2 P): values of the last patches, then one where they count. The same for both kinds."""
         windows = torch.stack([sampler.batch(step) for sampler in self.samplers])
         values = windows.unflatten(-1, (-1, self.model.patch))  # (R, B, T, P)
         count, length = values.shape[1:3]
@@ -72,22 +72,22 @@ class ForecastBatches:
         scaled = torch.where(observed, scaled, 0.0)
         counts = (observed & hidden[..., None]).to(scaled.dtype)
         inputs = torch.cat([scaled, hidden[..., None].to(scaled.dtype)], -1)
-        targets = torch.cat([scaled, counts], -1)[:, :, length - high :]
-        if self.model.kind == "decoder":  # what position t says of t + 1
-            return inputs[:, :, :-1], targets
-        return inputs, targets
+        return inputs, torch.cat([scaled, counts], -1)[:, :, length - high :]
 
 
 class _Trained(nn.Module):
-    """A forecaster as a map of one tensor, of standardised values and what is hidden."""
+    """A forecaster as a map of one tensor, of standardised values and what is hidden, to what it says of the
+    last patches."""
 
     def __init__(self, model: PatchForecaster, last: int) -> None:
         super().__init__()
         self.model, self.last = model, last
 
     def forward(self, inputs: Tensor) -> Tensor:
-        raw: Tensor = self.model.network(inputs[..., :-1], inputs[..., -1] > 0.5, last=self.last)
-        return raw
+        scaled, hidden = inputs[..., :-1], inputs[..., -1] > 0.5
+        if self.model.kind == "encoder":
+            return self.model.network(scaled, hidden, last=self.last)
+        return self.model.network(scaled, hidden, last=self.last + 1)[:, :-1]  # position t tells of t + 1
 
 
 def _loss(head: Head) -> Callable[[Tensor, Tensor], Tensor]:
