@@ -198,6 +198,39 @@ def test_further_axes_are_panels_up_to_four_and_then_averaged():
     assert "Mean over depth." in report.page(more, "<svg viewBox='0 0 1 1'></svg>".replace("'", '"'))
 
 
+@pytest.mark.parametrize("widths", [(8,), (8, 16), (8, 16, 32)])
+def test_nothing_written_is_cut_off_or_over_another(widths):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    swept = [axis("width", *widths), axis("rate", *(2.5e-4 * 2 ** (k / 2) for k in range(23)))]
+    result = make(swept, over="rate", arms={"plain": 0.0}, lower_is_better=False)
+    result.table["loss"] = result.table["loss"] * 1e-3 - 0.0301  # ticks of seven letters
+    figure = result.plot()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    drawn = [one for one in figure.axes if one.get_visible()]
+    assert len(drawn) == len(widths)
+    for index, one in enumerate(drawn):
+        assert index % 2 or one.yaxis.get_tightbbox(renderer).x0 >= 0
+        boxes = [label.get_window_extent(renderer) for label in one.get_xticklabels() if label.get_text()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert len([label for label in drawn[-1].get_xticklabels() if label.get_text()]) >= 3
+
+
+def test_what_a_diverged_run_told_is_neither_drawn_nor_averaged():
+    result = make(WIDTHS, lost={("plain", 64, 1)})
+    result.table.loc[result.table["status"] == "diverged", "loss"] = 1e6
+    axes = result.plot().axes[0]
+    assert axes.get_ylim()[1] < 10
+    (means,) = [line for line in axes.lines if line.get_linestyle() == "-" and line.get_color() == "#5b6470"]
+    assert list(map(math.isnan, means.get_ydata())) == [False, False, False, True]
+
+
+def test_zero_and_then_powers_stand_step_by_step():
+    axes = make([axis("decay", 0.0, 1e-4, 1e-3, 1e-2, log=False)], arms={"plain": 0.0}).plot().axes[0]
+    assert axes.get_xticks().tolist() == [0, 1, 2, 3]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0", "0.0001", "0.001", "0.01"]
+
+
 def test_the_figure_shows_each_run_and_each_divergence():
     result = make(WIDTHS, lost={("plain", 64, 1)})
     axes = result.plot().axes[0]

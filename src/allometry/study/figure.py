@@ -85,6 +85,8 @@ def caption(result: Result) -> str:
     parts = ["Each faint dot is a run"]
     if seeds > 1:
         parts.append(f"lines join the means over {seeds} seeds, with 95 % intervals of the mean")
+        if _limits(result)[2]:
+            parts[-1] += " (left out where they reach zero)"
     text = "; ".join(parts) + "."
     if (result.table["status"] == "diverged").any():
         edge = "lower" if result.study.lower_is_better is False else "upper"
@@ -125,7 +127,7 @@ def draw(result: Result, figure: Any = None) -> Figure:
             wspace=0.08, hspace=0.28 if high > 1 else 0.2,
         )  # fmt: skip
         flat = list(grid.flat)
-        limits = _limits(result, places)
+        limits = _limits(result)
         for index, axes in enumerate(flat):
             if index >= len(places):
                 axes.set_visible(False)
@@ -137,7 +139,25 @@ def draw(result: Result, figure: Any = None) -> Figure:
                 axes.tick_params(labelbottom=True)
             if len(places) > 1 and index % wide == 0:
                 axes.set_ylabel(result.study.measures[0])
+        _fit(own, flat[: len(places)])
     return own
+
+
+def _fit(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Room on the left for what is written there, and no tick's label over the next one's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    written = [(axes.get_window_extent().x0, axes.yaxis.get_tightbbox(renderer)) for axes in panels[::2]]
+    room = max((start - box.x0 for start, box in written if box is not None), default=0.0)
+    figure.subplots_adjust(left=(room + 0.06 * figure.dpi) / figure.bbox.width)
+    for axes in panels:
+        while len(shown := [one for one in axes.get_xticklabels() if one.get_text()]) > 2:
+            boxes = [label.get_window_extent(renderer) for label in shown]
+            if all(one.x1 + 4 < other.x0 for one, other in itertools.pairwise(boxes)):
+                break
+            places = [label.get_position()[0] for label in shown]
+            axes.set_xticks(places[::2], [label.get_text() for label in shown][::2])
 
 
 def _short(name: str) -> str:
@@ -149,12 +169,13 @@ def _axis_name(result: Result) -> str:
     return shown.name + (f", {shown.unit}" if shown.unit else "")
 
 
-def _limits(result: Result, places: Sequence[Mapping[str, Any]]) -> tuple[float, float, bool]:
-    """Ends of the measure's axis, from the runs and not from their intervals, and whether it is logarithmic.
+def _limits(result: Result) -> tuple[float, float, bool]:
+    """Ends of the measure's axis, from runs that lasted and not from intervals; whether it is logarithmic.
 
     Two seeds have an interval twelve times their distance: fitted to it, an axis would show nothing else.
     """
-    values = result.table[result.study.measures[0]].to_numpy(float)
+    measure = result.study.measures[0]
+    values = result.table.loc[~lost(result.table, measure), measure].to_numpy(float)
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0, False
@@ -176,7 +197,8 @@ def _panel(
     values = list(first.values(result.profile))
     numbers = all(finite(value) for value in values)
     values = sorted(values) if numbers else values
-    spots = dict(zip(values, map(float, values) if numbers else range(len(values)), strict=True))
+    placed = numbers and not _steps_from_zero(values)
+    spots = dict(zip(values, map(float, values) if placed else range(len(values)), strict=True))
     low, high, logarithmic = limits
     if numbers and first.log:
         axes.set_xscale("log")
@@ -188,11 +210,11 @@ def _panel(
     colors = palette(len(result.study.arms))
     for index, (arm, color) in enumerate(zip(result.study.arms, colors, strict=True)):
         shift = 0.0 if lines else 0.16 * (index - (len(colors) - 1) / 2)  # arms beside, not over each other
-        line = _arm(axes, result, arm, at, spots, shift, color, _MARKERS[index % len(_MARKERS)], lines)
+        line = _arm(axes, result, arm, at, spots, shift, index, color, lines)
         end = line[-1] if len(line) else math.nan
         worse = low if result.study.lower_is_better is False else high
-        labels.append((_short(arm), end if math.isfinite(end) else worse, color))
-    _ends(axes, first, spots, numbers)
+        labels.append((_short(arm), min(max(end if math.isfinite(end) else worse, low), high), color))
+    _ends(axes, first, spots, placed)
     if logarithmic:
         _upright(axes)
     if not np.isfinite(result.rows(at=at)[measure].to_numpy(float)).any():
@@ -202,9 +224,19 @@ def _panel(
         label_margin(axes, max(spots.values()), labels)
 
 
+def _steps_from_zero(values: Sequence[Any]) -> bool:
+    """Zero and then powers: on a line in proportion all but the last would lie on one another.
+
+    >>> _steps_from_zero([0, 1e-4, 1e-3, 1e-2]), _steps_from_zero([0, 1, 2])
+    (True, False)
+    """
+    return len(values) > 2 and values[0] == 0 and values[-1] >= 30 * values[1]
+
+
 def _upright(axes: Axes) -> None:
     """Ticks of a logarithmic measure; over less than a decade more of them than one, two, five."""
-    readable_ticks(axes.yaxis)
+    low, high = axes.get_ylim()
+    readable_ticks(axes.yaxis, powers=low < 1e-4 or high > 1e5)
     low, high = axes.get_ylim()
     if len(axes.get_yticks()) < 4:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -237,24 +269,26 @@ def _ends(axes: Axes, first: Any, spots: Mapping[Any, float], numbers: bool) -> 
 
 def _arm(
     axes: Axes, result: Result, arm: str, at: Mapping[str, Any], spots: Mapping[Any, float], shift: float,
-    color: str, marker: str, lines: bool,
+    index: int, color: str, lines: bool,
 ) -> list[float]:  # fmt: skip
     """Runs, means and intervals of one arm in one panel; returns the means."""
     first, measure = result.study.shown.name, result.study.measures[0]
-    rows = result.rows(arm, at)
+    rows, marker = result.rows(arm, at), _MARKERS[index % len(_MARKERS)]
     xs, means, lows, highs = [], [], [], []
     for value, spot in spots.items():
         part = rows[rows[first] == value]
         if not len(part):
             continue
-        runs = _by_seed(part, measure)
+        gone = lost(part, measure)
+        runs = _by_seed(part.assign(**{measure: part[measure].astype(float).where(~gone)}), measure)
         seen = runs[np.isfinite(runs)]
         axes.plot(
             np.full(len(seen), spot + shift), seen, marker, color=color, alpha=0.35, markersize=3.5,
             markeredgewidth=0,
         )  # fmt: skip
-        if lost(part, measure).any():
-            edge = 0.015 if result.study.lower_is_better is False else 0.985
+        if gone.any():
+            edge = 0.015 + 0.035 * index  # each arm's crosses in a row of their own
+            edge = edge if result.study.lower_is_better is False else 1.0 - edge
             axes.plot(
                 [spot + shift], [edge], "x", color=color, markersize=7, markeredgewidth=1.6, clip_on=False,
                 transform=axes.get_xaxis_transform(), zorder=6,
@@ -264,6 +298,8 @@ def _arm(
         means.append(found.value)
         lows.append(found.low if math.isfinite(found.low) else math.nan)
         highs.append(found.high if math.isfinite(found.high) else math.nan)
+        if axes.get_yscale() == "log" and not lows[-1] > 0:  # no logarithm has room for it
+            lows[-1] = highs[-1] = math.nan
     if lines:
         axes.fill_between(xs, lows, highs, color=color, alpha=0.15, linewidth=0)
         axes.plot(xs, means, marker, linestyle="-", color=color, linewidth=1.5, markersize=4.5, zorder=4)
