@@ -53,6 +53,13 @@ def test_half_of_the_tasks_foretell_the_others():
         get_law("resampling").hold_out(few)
 
 
+def test_words_for_true_and_false_do_as_well():
+    table, judged = rows()
+    words = {name: values.astype(str) for name, values in table.items()}
+    law = get_law("resampling").fit(words, resamples=10)
+    np.testing.assert_array_equal(np.sort(law.table_.right), np.sort(judged.right))
+
+
 def test_rates_by_task_do_as_well():
     _, judged = rows()
     law = get_law("resampling").fit({"right": judged.right, "wrong": judged.wrong}, resamples=100)

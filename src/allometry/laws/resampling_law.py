@@ -90,6 +90,12 @@ class ResamplingLaw(Estimator):
         places.columns = {"samples": "draws allowed of a task"}  # type: ignore[misc]
         return super(ResamplingLaw, places).read(table, target=target)
 
+    def _numbers(self, column: str, values: NDArray[Any]) -> Array:
+        if column in ("accepted", "correct") and values.dtype.kind in "OUS":  # as a CSV may have it
+            words = np.char.lower(values.astype(str))
+            values = np.where(words == "true", "1", np.where(words == "false", "0", values))
+        return super()._numbers(column, values)
+
     def fit(self, table: Any, *, resamples: int = 1000, random_state: int = 0) -> Self:
         names = _names(table)
         if {"right", "wrong"} <= set(names):
@@ -210,8 +216,9 @@ class ResamplingLaw(Estimator):
                 "high": best.interval.high, "99 % of its reward at": best.enough,
                 "reward": best.reward.value, "reward on other samples": best.held_out,
             })  # fmt: skip
+        shown = [name for name in curve if not name.startswith(("abstain", "draws_"))]
         return {
-            "accuracy by samples": curve,
+            "accuracy by samples": curve[shown],
             "best number of samples": pandas.DataFrame(rows).set_index("cost of a wrong answer"),
         }
 
