@@ -336,3 +336,54 @@ def test_as_a_process(words, code, line, tmp_path):
         assert json.loads(done.stdout, parse_constant=refuse)["forecasts"]
     else:
         assert done.stdout == ""
+
+
+# --- laws of columns of their own, and tasks ----------------------------------------------------------------
+def ladder_with_a_task(path):
+    """Logs of nine runs with a task's loss and accuracy beside the scales."""
+    lines = ["run,N,D,eval/quiz_bpb,eval/quiz_acc"]
+    for size in (1e7, 4e7, 1.6e8):
+        for multiple in (1, 3, 9):
+            for part in (0.4, 0.6, 0.8, 1.0):
+                tokens = 20 * size * multiple * part
+                loss = 0.4 + 60 * size**-0.3 + 60 * tokens**-0.25
+                accuracy = 1 - 0.7 / (1 + 2.718281828 ** (-4 * (loss - 0.9)))
+                lines.append(f"{size:.0f}-{multiple},{size},{tokens},{loss},{accuracy}")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_task_is_foretold_from_its_columns(tmp_path, call):
+    logs = ladder_with_a_task(tmp_path / "logs.csv")
+    code, out, _ = call(logs, "--task", "quiz", "--law", "task-chain:window=1", "--predict", "params=6e8,tokens=2.4e10",
+                        "--json", "--report", tmp_path / "report")  # fmt: skip
+    answer = json.loads(out)["quiz"]
+    assert code == 0
+    loss = 0.4 + 60 * 6e8**-0.3 + 60 * 2.4e10**-0.25
+    expected = 1 - 0.7 / (1 + np.exp(-4 * (loss - 0.9)))
+    assert answer["forecasts"][0]["value"] == pytest.approx(expected, rel=0.02)
+    assert answer["backtest"]["error"] < 0.02
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.html", "law.json", "law.png", "law.svg", "forecasts.csv"}  # fmt: skip
+
+
+def test_bad_asking_of_a_law_of_its_own_ends_in_one_line(tmp_path, call):
+    logs = ladder_with_a_task(tmp_path / "logs.csv")
+    for given, said in [
+        (["--task", "riddle"], "no column holds 'riddle'"),
+        (["--task", "quiz:0"], "weights positive"),
+        (["--task", "quiz", "--task", "quiz"], "same label"),
+        (["--law", "task-chain:speed=9"], "the task-chain law"),
+        (["--law", "task-chain"], "needs a column 'task_loss'"),
+        (["--task", "quiz", "--optimal-for", "1e20"], "go without"),
+    ]:
+        code, _, error = call(logs, *given)
+        assert code == 2
+        assert said in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_the_laws_are_listed_with_their_columns(call):
+    lines = call("--laws")[1].splitlines()
+    assert any(line.startswith("chinchilla") and "params, tokens" in line for line in lines)
+    assert any(line.startswith("task-chain") and "task_loss" in line for line in lines)

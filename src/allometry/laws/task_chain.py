@@ -266,6 +266,15 @@ class TaskChain(Estimator):
         }  # fmt: skip
         if any("flops" in one.form.inputs for one in self.loss_law_.fits):
             return {"flops": 6.0 * places["params"] * places["tokens"]}
+        for name in set(places) - set(wanted):  # what the runs did not vary, they cannot tell
+            low, high = self.finals_[name].min(), self.finals_[name].max()
+            off = (places[name] < 0.99 * low) | (places[name] > 1.01 * high)
+            if off.any():
+                asked = places[name][off][0]
+                raise ValueError(
+                    f"all runs have {name} = {low:.4g}, so what the task does at {name} = {asked:.4g} cannot be "
+                    "known"
+                )
         return places
 
     @staticmethod
