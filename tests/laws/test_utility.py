@@ -222,9 +222,8 @@ def simulated(runs, between, within, simulations, seed, told=True):
     clean = form.log_prediction(form.to_coordinates(TRUTH)[None], form.features(design))
     luck = between * generator.normal(size=(simulations, 2 * runs))[:, run]
     noise = within * generator.normal(size=(simulations, len(run)))
-    fits = laws.fit(form, design, np.exp(clean + luck + noise), run=run if told else None, loss="squared", resamples=150,
-                    random_state=seed)  # fmt: skip
-    return form, fits
+    noisy, known = np.exp(clean + luck + noise), run if told else None
+    return form, laws.fit(form, design, noisy, run=known, loss="squared", resamples=150, random_state=seed)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.data.augment import Augment, AugmentedBatches
     from allometry.data.corpus import Corpus
+    from allometry.data.corrupt import ColoredImages, FlippedLabels, add_noise, colored, flip_labels
     from allometry.data.images import ImageBatches, Images, digits, fashion_mnist
+    from allometry.data.pools import PoolBatches, PoolSampler, score_pools
     from allometry.data.source_code import CompletionTask, Function, completion_tasks, docstrings, functions
     from allometry.data.synthetic_series import SyntheticSeries
     from allometry.data.text import StandardLibrary, read_text
@@ -23,7 +25,9 @@ open_room(
     {
         "augment": ["Augment", "AugmentedBatches"],
         "corpus": ["Corpus"],
+        "corrupt": ["ColoredImages", "FlippedLabels", "add_noise", "colored", "flip_labels"],
         "images": ["ImageBatches", "Images", "digits", "fashion_mnist"],
+        "pools": ["PoolBatches", "PoolSampler", "score_pools"],
         "source_code": ["CompletionTask", "Function", "completion_tasks", "docstrings", "functions"],
         "synthetic_series": ["SyntheticSeries"],
         "text": ["StandardLibrary", "read_text"],
@@ -34,8 +38,9 @@ open_room(
 )
 
 __all__ = [
-    "Augment", "AugmentedBatches", "CompletionTask", "Corpus", "Function", "ImageBatches", "Images",
-    "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler",
-    "Windows", "completion_tasks", "digits", "docstrings", "fashion_mnist", "functions", "load_tokenizer",
-    "read_text", "real_series", "validation_windows",
+    "Augment", "AugmentedBatches", "ColoredImages", "CompletionTask", "Corpus", "FlippedLabels", "Function",
+    "ImageBatches", "Images", "PoolBatches", "PoolSampler", "SeriesSet", "StackedWindows", "StandardLibrary",
+    "SyntheticSeries", "TextTokenizer", "WindowSampler", "Windows", "add_noise", "colored",
+    "completion_tasks", "digits", "docstrings", "fashion_mnist", "flip_labels", "functions", "load_tokenizer",
+    "read_text", "real_series", "score_pools", "validation_windows",
 ]  # fmt: skip
