@@ -272,8 +272,8 @@ class TaskChain(Estimator):
             if off.any():
                 asked = places[name][off][0]
                 raise ValueError(
-                    f"all runs have {name} = {low:.4g}, so what the task does at {name} = {asked:.4g} cannot be "
-                    "known"
+                    f"all runs have {name} = {low:.4g}, so what the task does at {name} = {asked:.4g} "
+                    "cannot be known"
                 )
         return places
 
