@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from allometry.laws.rounding_error import format_crossover
     from allometry.laws.runs import Runs, read_runs
     from allometry.laws.serving import Served, least_total, optimal_with_serving
+    from allometry.laws.shift import ShiftLaw, loglog_fit
     from allometry.laws.slopes import SlopeComparison, compare_slopes
     from allometry.laws.two_types import TwoTypeModel, two_type_model
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
@@ -104,6 +105,7 @@ open_room(
         "rounding_error": ["format_crossover"],
         "runs": ["Runs", "read_runs"],
         "serving": ["Served", "least_total", "optimal_with_serving"],
+        "shift": ["ShiftLaw", "loglog_fit"],
         "slopes": ["SlopeComparison", "compare_slopes"],
         "two_types": ["TwoTypeModel", "two_type_model"],
         "uncertainty": ["Interval", "bootstrap", "coverage"],
@@ -116,17 +118,18 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "BoundedPowerLaw", "CurveFits", "LearningCurve", "ModelSizeCurve", "Regions", "SlopeComparison",
-    "compare_slopes", "fit_curves", "model_size_curve", "regions",
-    "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BrokenPowerLaw", "Ceiling",
-    "Chinchilla", "Contrast", "Crossover", "Curve", "DataConstrained", "Effect", "Estimator", "FiellerSet",
-    "Fit", "Form", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law", "Noise", "OptimalK", "Parameter",
-    "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "ResamplingCurve", "ResamplingLaw",
-    "Runs", "ScalingLaw", "Served", "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate",
-    "answer", "apportion", "backtest", "bootstrap", "ceiling", "compare_forms", "compare_laws",
-    "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit",
-    "format_crossover", "get_form", "get_law", "held_out", "holm", "interaction", "law_names", "least_total", "optimal_k",
-    "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
-    "quantization_law", "rank_correlation", "read_runs", "resampling_curve", "sign_test", "slope", "two_type_model",
-    "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths",
+    "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BoundedPowerLaw", "BrokenPowerLaw",
+    "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve", "CurveFits", "DataConstrained", "Effect",
+    "Estimator", "FiellerSet", "Fit", "Form", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law",
+    "LearningCurve", "ModelSizeCurve", "Noise", "OptimalK", "Parameter", "PoolPlan", "PowerLaw",
+    "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "Regions", "ResamplingCurve",
+    "ResamplingLaw", "Runs", "ScalingLaw", "Served", "ShiftLaw", "SlopeComparison", "TwoTypeModel",
+    "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion", "backtest",
+    "bootstrap", "ceiling", "compare_forms", "compare_laws", "compare_slopes", "compute_optimal",
+    "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit", "fit_curves",
+    "format_crossover", "get_form", "get_law", "held_out", "holm", "interaction", "law_names",
+    "least_total", "loglog_fit", "model_size_curve", "optimal_k", "optimal_with_serving", "plan_pools",
+    "published", "published_laws", "published_recipe", "quantization_law", "rank_correlation",
+    "read_runs", "regions", "resampling_curve", "sign_test", "slope", "two_type_model", "weak_to_strong",
+    "worth", "worth_coverage", "worth_table", "worths",
 ]  # fmt: skip

@@ -39,11 +39,13 @@ Array = NDArray[np.float64]
 
 # Names for `get_law` and ``allometry fit --law``: each a file of this room and the class in it.
 _HOMES: dict[str, tuple[str, str]] = {
+    "task": ("task", "TaskLaw"),
     "task-chain": ("task_chain", "TaskChain"),
     "learning-curve": ("learning_curve", "LearningCurve"),
     "resampling": ("resampling_law", "ResamplingLaw"),
     "utility": ("utility", "UtilityLaw"),
     "precision": ("precision", "PrecisionLaw"),
+    "shift": ("shift", "ShiftLaw"),
 }
 _FORMS = (
     "power",
