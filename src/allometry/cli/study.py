@@ -221,7 +221,8 @@ def run(
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     store: StoreOption = None,
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes; as many as cores by default, 0 for none.")
+        int | None,
+        typer.Option(help="Worker processes; as many as cores by default, 0 for none, as a tiny run has."),
     ] = None,
     executor: Annotated[
         str, typer.Option(help="local: processes of this machine; ray: a Ray cluster, with the same numbers.")

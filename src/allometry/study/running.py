@@ -68,7 +68,8 @@ def run(
     store : path, URL or Store, optional
         Default ``.allometry/store.db``.
     workers : int, optional
-        Processes; 0 runs in this one.
+        Processes; 0 runs in this one. By default as many as cores, and for a tiny run this one: to start
+        others and load libraries in each takes longer than its trials.
     display : {"auto", "terminal", "plain"} or None
     tell : callable, optional
         Called with a sentence now and then.
@@ -86,6 +87,8 @@ def run(
         raise StudyError(
             f"study {study.name} needs the extra {lacking[0]!r}: pip install 'allometry[{','.join(lacking)}]'"
         )
+    if workers is None and profile == "tiny" and executor.get("executor", "local") == "local":
+        workers = 0
     request, content = plan_of(study, profile, seed)
     with _opened(store) as database:
         database.put_plan("study", request, content)
