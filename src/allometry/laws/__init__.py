@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         PowerLawOffset,
         get_form,
     )
+    from allometry.laws.further_runs import FurtherRuns, further_runs
     from allometry.laws.held_out import HeldOut, compare_laws, held_out
     from allometry.laws.law import Estimator, Law, ScalingLaw, get_law, law_names
     from allometry.laws.learning_curve import LearningCurve
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from allometry.laws.shift import ShiftLaw, loglog_fit
     from allometry.laws.slopes import SlopeComparison, compare_slopes
     from allometry.laws.two_types import TwoTypeModel, two_type_model
+    from allometry.laws.task_chain import TaskChain
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
     from allometry.laws.utility import UtilityLaw
     from allometry.laws.weak_to_strong import WeakToStrong, weak_to_strong
@@ -92,6 +94,7 @@ open_room(
         "fit": ["Fit", "Noise", "fit"],
         "forms": ["BrokenPowerLaw", "Chinchilla", "Form", "Kaplan", "KaplanOffset", "Parameter", "PowerLaw",
             "PowerLawOffset", "get_form"],
+        "further_runs": ["FurtherRuns", "further_runs"],
         "held_out": ["HeldOut", "compare_laws", "held_out"],
         "law": ["Estimator", "Law", "ScalingLaw", "get_law", "law_names"],
         "learning_curve": ["LearningCurve"],
@@ -108,6 +111,7 @@ open_room(
         "shift": ["ShiftLaw", "loglog_fit"],
         "slopes": ["SlopeComparison", "compare_slopes"],
         "two_types": ["TwoTypeModel", "two_type_model"],
+        "task_chain": ["TaskChain"],
         "uncertainty": ["Interval", "bootstrap", "coverage"],
         "utility": ["UtilityLaw"],
         "weak_to_strong": ["WeakToStrong", "weak_to_strong"],
@@ -120,16 +124,16 @@ open_room(
 __all__ = [
     "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BoundedPowerLaw", "BrokenPowerLaw",
     "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve", "CurveFits", "DataConstrained", "Effect",
-    "Estimator", "FiellerSet", "Fit", "Form", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law",
-    "LearningCurve", "ModelSizeCurve", "Noise", "OptimalK", "Parameter", "PoolPlan", "PowerLaw",
-    "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "Regions", "ResamplingCurve",
-    "ResamplingLaw", "Runs", "ScalingLaw", "Served", "ShiftLaw", "SlopeComparison", "TwoTypeModel",
-    "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion", "backtest",
-    "bootstrap", "ceiling", "compare_forms", "compare_laws", "compare_slopes", "compute_optimal",
-    "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit", "fit_curves",
-    "format_crossover", "get_form", "get_law", "held_out", "holm", "interaction", "law_names",
-    "least_total", "loglog_fit", "model_size_curve", "optimal_k", "optimal_with_serving", "plan_pools",
-    "published", "published_laws", "published_recipe", "quantization_law", "rank_correlation",
-    "read_runs", "regions", "resampling_curve", "sign_test", "slope", "two_type_model", "weak_to_strong",
-    "worth", "worth_coverage", "worth_table", "worths",
+    "Estimator", "FiellerSet", "Fit", "Form", "FurtherRuns", "HeldOut", "Interval", "Kaplan",
+    "KaplanOffset", "Law", "LearningCurve", "ModelSizeCurve", "Noise", "OptimalK", "Parameter", "PoolPlan",
+    "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "Regions", "ResamplingCurve",
+    "ResamplingLaw", "Runs", "ScalingLaw", "Served", "ShiftLaw", "SlopeComparison", "TaskChain",
+    "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion",
+    "backtest", "bootstrap", "ceiling", "compare_forms", "compare_laws", "compare_slopes",
+    "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit",
+    "fit_curves", "format_crossover", "further_runs", "get_form", "get_law", "held_out", "holm",
+    "interaction", "law_names", "least_total", "loglog_fit", "model_size_curve", "optimal_k",
+    "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
+    "quantization_law", "rank_correlation", "read_runs", "regions", "resampling_curve", "sign_test",
+    "slope", "two_type_model", "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths",
 ]  # fmt: skip
