@@ -75,6 +75,15 @@ def test_an_encoder_s_next_patches_are_those_of_shorter_windows():
         assert torch.allclose(raw[:, ahead], alone, atol=1e-10)
 
 
+def test_an_encoder_asked_for_more_at_a_time_says_of_the_first_what_it_says_in_one_shot():
+    model, x = forecaster("encoder"), windows()
+    shot = forecast_horizon(model, x, 5).raw
+    for protocol in ("rollout", "teacher_forced"):
+        told = forecast_horizon(model, x, 5, protocol=protocol, block=3).raw
+        assert torch.allclose(told[:, 0], shot[:, 0], atol=1e-12)
+        assert not torch.allclose(told[:, 1], shot[:, 1])
+
+
 @pytest.mark.parametrize(("kind", "protocol"), BOTH)
 def test_a_series_forecast_moves_with_the_series(kind, protocol):
     model = forecaster(kind, epsilon=0.0)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -69,6 +70,7 @@ def forecast_horizon(
     context: int,
     *,
     protocol: str | None = None,
+    block: int = 1,
     samples: int = 100,
     generator: torch.Generator | None = None,
 ) -> HorizonForecast:
@@ -83,6 +85,9 @@ def forecast_horizon(
         Patches, C; H = T - C are foretold.
     protocol : str, optional
         As the module says; by default the paper's, one shot for an encoder and rollout for a decoder.
+    block : int
+        Patches that an encoder is asked for at a time where it goes patch by patch; the first is read. One
+        that was trained on windows of which at least two are hidden has never been asked for one alone.
     samples : int
         Whose median a rollout feeds back.
     generator : torch.Generator, optional
@@ -114,6 +119,8 @@ def forecast_horizon(
     batch, length, _ = windows.shape
     if not 1 <= context < length:
         raise ValueError(f"context must be between 1 and {length - 1} of {length} patches, got {context}")
+    if block < 1:
+        raise ValueError(f"block must be at least one patch, got {block}")
     future = torch.arange(length, device=windows.device) >= context  # (T,)
     observed = ~windows.isnan()
     shift, scale = standardise(windows, observed & ~future[:, None], epsilon=model.epsilon)
@@ -122,24 +129,29 @@ def forecast_horizon(
         raw = model.network(scaled, future.expand(batch, -1), last=length - context)
     elif protocol == "rollout":
         generator = generator or torch.Generator(windows.device).manual_seed(0)
-        raw = _rolled_out(model, scaled, context, samples, generator)
+        raw = _rolled_out(model, scaled, context, block, samples, generator)
     elif encoder:
-        raw = _one_at_a_time(model, scaled, context)
+        raw = _one_at_a_time(model, scaled, context, block)
     else:
         raw = model.network(scaled, future.expand(batch, -1), last=length - context + 1)[:, :-1]
     return HorizonForecast(model, raw, shift, scale)
 
 
 def _rolled_out(
-    model: PatchForecaster, scaled: Tensor, context: int, samples: int, generator: torch.Generator
+    model: PatchForecaster,
+    scaled: Tensor,
+    context: int,
+    block: int,
+    samples: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Feed medians back; the numbers of each patch given those before it, (B, H, P, K)."""
-    fed = scaled.clone()
+    fed = F.pad(scaled, (0, 0, 0, block))  # room for what an encoder hides
     found = []
     for at in range(context, scaled.shape[1]):
         if model.kind == "encoder":
-            hidden = torch.arange(at + 1, device=scaled.device) == at
-            raw = model.network(fed[:, : at + 1], hidden.expand(len(fed), -1), last=1)
+            hidden = torch.arange(at + block, device=scaled.device) >= at
+            raw = model.network(fed[:, : at + block], hidden.expand(len(fed), -1), last=block)[:, :1]
         else:
             raw = model.network(fed[:, :at], fed.new_zeros((len(fed), at), dtype=torch.bool), last=1)
         # A causal network says of patch t the same in this pass as in the last one, so none is done again.
@@ -148,14 +160,16 @@ def _rolled_out(
     return torch.cat(found, 1)
 
 
-def _one_at_a_time(model: PatchForecaster, scaled: Tensor, context: int) -> Tensor:
+def _one_at_a_time(model: PatchForecaster, scaled: Tensor, context: int, block: int) -> Tensor:
     """An encoder's next patch after each true past: one pass, a row for each horizon."""
     batch, length = scaled.shape[:2]
     ends = torch.arange(context, length, device=scaled.device)  # the patch that is foretold
-    at = torch.arange(length, device=scaled.device)
-    rows = scaled.repeat(len(ends), 1, 1)
-    hidden = (at == ends[:, None]).repeat_interleave(batch, 0)
-    later = (at > ends[:, None]).long().repeat_interleave(batch, 0)  # another sample, which is not seen
+    at = torch.arange(length + block - 1, device=scaled.device)
+    rows = F.pad(scaled, (0, 0, 0, block - 1)).repeat(len(ends), 1, 1)
+    hidden = (at >= ends[:, None]).repeat_interleave(batch, 0)
+    later = (
+        (at >= ends[:, None] + block).long().repeat_interleave(batch, 0)
+    )  # another sample, which is not seen
     raw = model.network(rows, hidden, later)
     told = raw.unflatten(0, (len(ends), batch))[torch.arange(len(ends)), :, ends]
     return told.transpose(0, 1)

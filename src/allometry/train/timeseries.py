@@ -198,6 +198,7 @@ def score_forecaster(
     context: int,
     *,
     protocol: str | None = None,
+    block: int = 1,
     samples: int = 100,
     seed: int = 0,
     batch: int = 512,
@@ -211,7 +212,7 @@ def score_forecaster(
         NaN where not observed, as from `allometry.data.SeriesSet.windows`.
     context : int
         Patches.
-    protocol : str, optional
+    protocol, block
         See `allometry.models.forecast_horizon`.
     samples, seed : int
         Of a rollout's medians, and of the samples that are scored.
@@ -232,7 +233,7 @@ def score_forecaster(
     for part in windows.split(batch):
         values = part.unflatten(-1, (-1, model.patch))
         told = forecast_horizon(
-            model, values, context, protocol=protocol, samples=samples, generator=generator
+            model, values, context, protocol=protocol, block=block, samples=samples, generator=generator
         )
         truth = values[:, context:]
         known = ~truth.isnan()
