@@ -50,5 +50,14 @@ def test_points_that_both_have_are_compared_and_no_interval_is_no_verdict():
     assert table["n"].tolist() == [1, 2, 4]
     assert table["agree"].tolist() == [True, False, None]
     assert table["difference"].tolist() == pytest.approx([1 / 30, 1 / 3, 0.1])
+    assert table["same_data"].isna().all()
     with pytest.raises(ValueError, match="share no point"):
         compare(made({1: [1.0]}), made({2: [1.0]}))
+
+
+def test_numbers_on_different_data_are_not_compared():
+    one, other = (made({1: [1.0, 1.1, 0.9], 2: [0.5, 0.5, 0.6]}) for _ in range(2))
+    one.table["data"], other.table["data"] = "3.11", ["3.11"] * 3 + ["3.12"] * 3
+    table = compare(one, other)
+    assert table["agree"].tolist() == [True, None]
+    assert table["same_data"].tolist() == [True, False]

@@ -312,6 +312,9 @@ def compare(
     lines += columns(["", "first", "second", "difference", "interval", "agree"], rows)
     agree = sum(bool(value) for value in judged)
     lines += ["", f"{agree} of {len(judged)} points agree; chance alone would leave about 95 % of them so."]
+    other_data = int((table["same_data"] == False).sum())  # noqa: E712
+    if other_data:
+        lines += [f"{_count(other_data, 'point')} not compared: the data differ, by their digests."]
     lines += [""] if verdicts else []
     lines += [f"{one['first']:>13} | {one['second']:<13} {one['claim']}" for one in verdicts]
     print("\n".join(line.rstrip() for line in lines))

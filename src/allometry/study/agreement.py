@@ -1,7 +1,8 @@
 """Two results of one study side by side: a rerun beside its evidence, one profile beside another.
 
 Means are compared where both have been, by Welch's interval for a difference, which does not ask that the two
-scatter alike.
+scatter alike. Numbers on different data are not compared: the standard library's text differs by version, and
+trials tell the digest of what they read as ``"data"``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def compare(one: Result, other: Result, *, level: float = 0.95) -> pandas.DataFr
     -------
     DataFrame
         ``arm``, the axes, ``first``, ``second`` (means over seeds), ``difference``, ``low``, ``high`` (of the
-        second less the first), ``agree``: whether the interval holds zero; None where no interval can be had.
+        second less the first), ``agree``: whether the interval holds zero; None where no interval can be had
+        or the data differ, and ``same_data``; None where a trial does not tell its data.
 
     Raises
     ------
@@ -79,13 +81,14 @@ def compare(one: Result, other: Result, *, level: float = 0.95) -> pandas.DataFr
             for some in (part, groups[1][key])
         ]
         gap = welch(values[1], values[0], level=level)
-        known = math.isfinite(gap.low) and math.isfinite(gap.high)
+        same = _same_data(part, groups[1][key])
+        known = math.isfinite(gap.low) and math.isfinite(gap.high) and same is not False
         rows.append(
             dict(zip(["arm", *names], key, strict=True))
             | {
                 "first": float(values[0].mean()), "second": float(values[1].mean()),
                 "difference": gap.value, "low": gap.low, "high": gap.high,
-                "agree": bool(gap.low <= 0.0 <= gap.high) if known else None,
+                "agree": bool(gap.low <= 0.0 <= gap.high) if known else None, "same_data": same,
             }
         )  # fmt: skip
     if not rows:
@@ -94,3 +97,10 @@ def compare(one: Result, other: Result, *, level: float = 0.95) -> pandas.DataFr
             f"{', '.join(names)}; there is nothing to compare"
         )
     return pandas.DataFrame(rows)
+
+
+def _same_data(one: pandas.DataFrame, other: pandas.DataFrame) -> bool | None:
+    if "data" not in one or "data" not in other:
+        return None
+    found = [set(part["data"].dropna()) for part in (one, other)]
+    return found[0] == found[1] if all(found) else None
