@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from allometry.laws.allocate import Allocation, allocate, apportion, compute_optimal
     from allometry.laws.answers import Answer, answer
     from allometry.laws.average import Average
-    from allometry.laws.bounded import BoundedPowerLaw
     from allometry.laws.best_k import OptimalK, optimal_k
+    from allometry.laws.bounded import BoundedPowerLaw
+    from allometry.laws.circuits import BestCircuit, MultiStep, SetCurve, SoftVote
     from allometry.laws.compare import Backtest, aicc, backtest, compare_forms
     from allometry.laws.contrast import (
         Contrast,
@@ -63,10 +64,12 @@ if TYPE_CHECKING:
     from allometry.laws.rounding_error import format_crossover
     from allometry.laws.runs import Runs, read_runs
     from allometry.laws.serving import Served, least_total, optimal_with_serving
+    from allometry.laws.shape import Shape, shape
     from allometry.laws.shift import ShiftLaw, loglog_fit
     from allometry.laws.slopes import SlopeComparison, compare_slopes
-    from allometry.laws.two_types import TwoTypeModel, two_type_model
+    from allometry.laws.task import TaskLaw
     from allometry.laws.task_chain import TaskChain
+    from allometry.laws.two_types import TwoTypeModel, two_type_model
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
     from allometry.laws.utility import UtilityLaw
     from allometry.laws.weak_to_strong import WeakToStrong, weak_to_strong
@@ -83,6 +86,7 @@ open_room(
         "average": ["Average"],
         "bounded": ["BoundedPowerLaw"],
         "best_k": ["OptimalK", "optimal_k"],
+        "circuits": ["BestCircuit", "MultiStep", "SetCurve", "SoftVote"],
         "compare": ["Backtest", "aicc", "backtest", "compare_forms"],
         "contrast": ["Contrast", "Effect", "contrast", "holm", "interaction", "rank_correlation", "sign_test",
             "slope"],
@@ -108,8 +112,10 @@ open_room(
         "rounding_error": ["format_crossover"],
         "runs": ["Runs", "read_runs"],
         "serving": ["Served", "least_total", "optimal_with_serving"],
+        "shape": ["Shape", "shape"],
         "shift": ["ShiftLaw", "loglog_fit"],
         "slopes": ["SlopeComparison", "compare_slopes"],
+        "task": ["TaskLaw"],
         "two_types": ["TwoTypeModel", "two_type_model"],
         "task_chain": ["TaskChain"],
         "uncertainty": ["Interval", "bootstrap", "coverage"],
@@ -122,18 +128,19 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BoundedPowerLaw", "BrokenPowerLaw",
-    "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve", "CurveFits", "DataConstrained", "Effect",
-    "Estimator", "FiellerSet", "Fit", "Form", "FurtherRuns", "HeldOut", "Interval", "Kaplan",
-    "KaplanOffset", "Law", "LearningCurve", "ModelSizeCurve", "Noise", "OptimalK", "Parameter", "PoolPlan",
-    "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "Regions", "ResamplingCurve",
-    "ResamplingLaw", "Runs", "ScalingLaw", "Served", "ShiftLaw", "SlopeComparison", "TaskChain",
-    "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion",
-    "backtest", "bootstrap", "ceiling", "compare_forms", "compare_laws", "compare_slopes",
-    "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit",
-    "fit_curves", "format_crossover", "further_runs", "get_form", "get_law", "held_out", "holm",
-    "interaction", "law_names", "least_total", "loglog_fit", "model_size_curve", "optimal_k",
-    "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
-    "quantization_law", "rank_correlation", "read_runs", "regions", "resampling_curve", "sign_test",
-    "slope", "two_type_model", "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths",
+    "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BestCircuit", "BoundedPowerLaw",
+    "BrokenPowerLaw", "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve", "CurveFits",
+    "DataConstrained", "Effect", "Estimator", "FiellerSet", "Fit", "Form", "FurtherRuns", "HeldOut",
+    "Interval", "Kaplan", "KaplanOffset", "Law", "LearningCurve", "ModelSizeCurve", "MultiStep", "Noise",
+    "OptimalK", "Parameter", "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw",
+    "Recipe", "Regions", "ResamplingCurve", "ResamplingLaw", "Runs", "ScalingLaw", "Served", "SetCurve",
+    "Shape", "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw", "TwoTypeModel", "UtilityLaw",
+    "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion", "backtest", "bootstrap", "ceiling",
+    "compare_forms", "compare_laws", "compare_slopes", "compute_optimal", "contrast", "coverage", "crossover",
+    "false_share_by_attempt", "fieller", "fit", "fit_curves", "format_crossover", "further_runs", "get_form",
+    "get_law", "held_out", "holm", "interaction", "law_names", "least_total", "loglog_fit",
+    "model_size_curve", "optimal_k", "optimal_with_serving", "plan_pools", "published", "published_laws",
+    "published_recipe", "quantization_law", "rank_correlation", "read_runs", "regions", "resampling_curve",
+    "shape", "sign_test", "slope", "two_type_model", "weak_to_strong", "worth", "worth_coverage",
+    "worth_table", "worths",
 ]  # fmt: skip
