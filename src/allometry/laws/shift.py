@@ -16,7 +16,6 @@ log losses. Here those lines, with what is needed to compare them:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ShiftLaw", "loglog_fit"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 
 def loglog_fit(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
@@ -114,7 +114,7 @@ class ShiftLaw(Estimator):
         if form not in ("power", "log-linear"):
             raise ValueError(f"form is 'power' or 'log-linear', not {form!r}")
         self.scale, self.form, self.base = scale, form, base
-        self.columns: Mapping[str, str] = {
+        self.columns = {  # type: ignore[misc]
             scale: "what is scaled, positive",
             "collection": "the data set that the loss was measured on",
         }
@@ -157,7 +157,7 @@ class ShiftLaw(Estimator):
         self._solve(x, y, group, run)
         return self
 
-    def _check(self, x: Array, group: Array, run: Array, order: list[str]) -> None:
+    def _check(self, x: Array, group: Index, run: Index, order: list[str]) -> None:
         for index, name in enumerate(order):
             mine = group == index
             if len(np.unique(x[mine])) < 2:
@@ -166,7 +166,7 @@ class ShiftLaw(Estimator):
                 raise ValueError(f"collection {name!r} has fewer than three runs: a line through two has no "
                                  "interval")  # fmt: skip
 
-    def _solve(self, x: Array, y: Array, group: Array, run: Array) -> None:
+    def _solve(self, x: Array, y: Array, group: Index, run: Index) -> None:
         """Lines of all collections, and the covariance of their levels and slopes."""
         count = len(self.collections_)
         member = (group[:, None] == np.arange(count)).astype(float)  # (n, c)
@@ -203,7 +203,7 @@ class ShiftLaw(Estimator):
     def params_(self) -> dict[str, float]:
         """``alpha[c]`` and ``log10 x0[c]``, or ``fall[c]`` per decade and ``level[c]`` at scale one."""
         self._fitted()
-        found = {}
+        found: dict[str, float] = {}
         for index, name in enumerate(self.collections_):
             at_one = self._level[index] - self._slope[index] * self._centre[index]
             if self.form == "power":
@@ -334,7 +334,7 @@ class ShiftLaw(Estimator):
 
 
 def _of_rows(
-    residual: Array, slope_of: Array, level_of: Array, member: Array, run: Array
+    residual: Array, slope_of: Array, level_of: Array, member: Array, run: Index
 ) -> tuple[Array, Array]:
     """Covariance (2c, 2c) of levels and slopes where a run has one row a collection, and degrees (c,).
 
@@ -355,7 +355,7 @@ def _of_rows(
     return np.einsum("rcp,cd,rdq->pq", per_run, spread, per_run), degrees
 
 
-def _of_runs(u: Array, y: Array, member: Array, run: Array, whole: Array) -> tuple[Array, Array]:
+def _of_runs(u: Array, y: Array, member: Array, run: Index, whole: Array) -> tuple[Array, Array]:
     """The same by the jackknife over runs, where a run has several rows: lines without each run, at once."""
     runs = int(run.max()) + 1
     of_run = (run[:, None] == np.arange(runs)).astype(float)

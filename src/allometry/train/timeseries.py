@@ -161,7 +161,10 @@ def train_forecasters(
     def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         matrices = [weight for weight in model.parameters() if weight.ndim > 1]
         vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors},
+        ]
         return torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
 
     log = fit(
