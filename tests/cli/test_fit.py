@@ -387,3 +387,38 @@ def test_the_laws_are_listed_with_their_columns(call):
     lines = call("--laws")[1].splitlines()
     assert any(line.startswith("chinchilla") and "params, tokens" in line for line in lines)
     assert any(line.startswith("task-chain") and "task_loss" in line for line in lines)
+
+
+# --- a base and a technique --------------------------------------------------------------------------------
+def test_two_files_of_runs_are_compared_and_what_would_settle_it_is_said(tmp_path, call):
+    generator = np.random.default_rng(0)
+    paths = []
+    for name, slope, scale in (("base", 0.100, 10.0), ("arm", 0.130, 15.8)):
+        lines = ["params,seed,loss"]
+        for n in np.geomspace(1e5, 1e8, 5):
+            losses = scale * n**-slope * np.exp(0.002 * generator.standard_normal(3))
+            lines += [f"{n},{seed},{loss}" for seed, loss in enumerate(losses)]
+        paths.append(tmp_path / f"{name}.csv")
+        paths[-1].write_text("\n".join(lines))
+    code, out, _ = call(paths[0], "--against", paths[1], "--json", "--plot", tmp_path / "both.png")
+    told = json.loads(out)
+    assert code == 0
+    assert told["crossover"]["verdict"] == "helps above x"
+    assert told["crossover"]["x"] == pytest.approx(1.58 ** (1 / 0.03), rel=0.2)
+    assert told["further"]["seeds"] == 0
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    code, out, _ = call(paths[0], "--against", paths[1])
+    assert "helps above" in out
+    assert "to settle it" in out
+
+
+def test_runs_that_cannot_be_compared_end_in_one_line(tmp_path, call):
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text("params,loss\n1e6,3\n1e7,2.5\n")
+    other.write_text("tokens,loss\n1e6,3\n1e7,2.5\n")
+    code, _, error = call(one, "--against", other)
+    assert code == 2
+    assert "vary no scale in common" in error
+    code, _, error = call(one, "--against", one, "--task", "quiz")
+    assert code == 2
+    assert "goes with" in error

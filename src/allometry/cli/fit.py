@@ -49,6 +49,11 @@ def _given(texts: Sequence[str]) -> dict[str, dict[str, float]]:
     return found
 
 
+def _columns(texts: Sequence[str]) -> dict[str, str]:
+    """``loss=val/loss,params=N``, several times."""
+    return dict(pair for text in texts for pair in name_value_pairs(text, "loss=val/loss,params=N"))
+
+
 def fit(
     runs: Annotated[
         list[str] | None,
@@ -72,7 +77,7 @@ def fit(
     ] = None,
     predict: Annotated[
         list[str] | None,
-        typer.Option(help="Where to foretell: params=7e9,tokens=2e12, or a table's file. May be repeated."),
+        typer.Option(help="Where to foretell: params=7e9,tokens=2e12, or a table's file. Repeatable."),
     ] = None,
     optimal_for: Annotated[
         str | None, typer.Option(help="Training FLOPs to divide between parameters and tokens.")
@@ -92,6 +97,13 @@ def fit(
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, figures, law.json and runs.csv.")
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Logs of a technique, with RUNS the base: do the curves cross, where, and how many more runs "
+            "would settle it. May be repeated."
+        ),
+    ] = None,
     laws: Annotated[
         bool, typer.Option("--laws", help="List the laws and the columns that each needs.")
     ] = False,
@@ -106,6 +118,11 @@ def fit(
         return
     if example == bool(runs):
         raise ValueError("give logs of runs (files, folders, patterns), or --example, not both or neither")
+    if against:
+        if task or predict or optimal_for is not None or report is not None or example or law != "auto":
+            raise ValueError("--against goes with --columns, --set, --level, --plot and --json only")
+        _against(list(runs or []), against, columns or [], _given(values or []), level, plot, as_json)
+        return
     if task or _own_columns(law):
         if optimal_for is not None or columns or example or records != "last":
             raise ValueError("--task and laws of their own columns do not go with --optimal-for, --columns, "
@@ -124,8 +141,7 @@ def fit(
         return
     places = [named_numbers(text) for text in predict or []]
     budget = None if optimal_for is None else named_numbers(f"flops={optimal_for}")["flops"]
-    wanted = dict(pair for text in columns or [] for pair in name_value_pairs(text, "loss=val/loss,params=N"))
-    given = _given(values or [])
+    wanted, given = _columns(columns or []), _given(values or [])
     from allometry.forecast.report import to_json
     from allometry.laws.answers import answer
     from allometry.laws.runs import read_runs
@@ -211,6 +227,25 @@ def _own(
     print(to_json(told) if as_json else summary(answers))
     for path in written:
         print(f"Written: {path}", file=sys.stderr)
+
+
+def _against(
+    base: list[str], arm: list[str], columns: list[str], values: dict[str, dict[str, float]], level: float,
+    plot: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """`fit` for a base and a technique."""
+    from allometry.forecast import against
+    from allometry.forecast.report import to_json
+    from allometry.laws.runs import read_runs
+
+    if plot is not None:
+        refuse_ending(plot)
+    wanted = _columns(columns)
+    first, second = (read_runs(paths, columns=wanted, values=values) for paths in (base, arm))
+    found = against.against(first, second, level)
+    print(to_json(against.to_dict(*found)) if as_json else against.summary(*found))
+    if plot is not None:
+        print(f"Written: {against.draw(found[0], (first, second), found[3], plot)}", file=sys.stderr)
 
 
 def _place(text: str) -> object:

@@ -69,8 +69,8 @@ class FurtherRuns:
             return f"settled: repeated as it is, it would be decided in {self.chance:.0%} of cases"
         more = "one more seed" if self.seeds == 1 else f"{self.seeds} more seeds"
         return (
-            f"{more} at every scale ({self.runs} runs) would settle it in {self.chance:.0%} of cases; the next "
-            f"pair of runs tells most for its cost at {self.next_scale:.3g}"
+            f"{more} at every scale ({self.runs} runs) would settle it in {self.chance:.0%} of cases; the "
+            f"next pair of runs tells most for its cost at {self.next_scale:.3g}"
         )
 
 
