@@ -100,7 +100,7 @@ def fit(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="Logs of a technique, with RUNS the base: do the curves cross, where, and how many more runs "
+            help="Logs of a technique, RUNS being the base: do the curves cross, where, how many more runs "
             "would settle it. May be repeated."
         ),
     ] = None,
