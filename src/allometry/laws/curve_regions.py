@@ -143,23 +143,25 @@ def noise_trend(u: Array, log_errors: Array) -> float:
     """Slope of the log standard deviation between seeds in log size; 0 where it is not clear.
 
     Small samples scatter more. Log variances of S seeds have the variance trigamma((S - 1) / 2), which tells
-    a trend from luck; it takes three seeds and four sizes, and a slope of two standard errors.
+    a trend from luck; it takes three seeds and four sizes, and a slope of 2.5 standard errors.
     """
     from scipy.special import polygamma
 
     seeds = log_errors.shape[1]
     if seeds < 3 or len(u) < 4 or not np.isfinite(log_errors).all():
         return 0.0
-    residual = log_errors - log_errors.mean(axis=1, keepdims=True)
-    residual = residual - residual.mean(axis=0)
-    variance = (residual**2).sum(axis=1)
-    if not (variance > 0).all():
-        return 0.0
-    centred = u - u.mean()
+    away = log_errors - log_errors.mean(axis=1, keepdims=True)
+    centred, slope = u - u.mean(), 0.0
     spread = (centred**2).sum()
-    slope = centred @ np.log(variance) / spread
+    for _ in range(3):  # what a seed does to all sizes is best seen where noise is small
+        weights = np.exp(-slope * centred)
+        residual = away - weights @ away / weights.sum()
+        variance = (residual**2).sum(axis=1)
+        if not (variance > 0).all():
+            return 0.0
+        slope = centred @ np.log(variance) / spread
     error = np.sqrt(polygamma(1, (seeds - 1) / 2) / spread)
-    return float(slope / 2) if abs(slope) > 2 * error else 0.0
+    return float(slope / 2) if abs(slope) > 2.5 * error else 0.0
 
 
 def _bends(
