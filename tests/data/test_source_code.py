@@ -63,6 +63,14 @@ def test_a_task_is_the_header_and_one_line(task):
     assert task.arguments == ("left", "right")
 
 
+def test_a_task_may_give_away_how_the_body_begins():
+    text = 'def join(left, right):\n    """Both as one."""\n    return left + right\n'
+    (task,) = completion_tasks([("a.py", text)], begun="    return ")
+    assert task.prompt.endswith('"""\n    return ')
+    assert task.passes("[left]")
+    assert not task.passes("left +")
+
+
 @pytest.mark.parametrize(
     ("completion", "passed"),
     [

@@ -51,7 +51,7 @@ class CompletionTask:
     Attributes
     ----------
     prompt : str
-        Header and the docstring's first line, from the first column, ending in a line break.
+        Header and the docstring's first line, from the first column, and what is given of the body.
     arguments : tuple of str
     answer : str
         The body that follows in the file.
@@ -137,7 +137,7 @@ def docstrings(documents: Documents) -> Iterator[tuple[Function, str]]:
 
 
 def completion_tasks(
-    documents: Documents, *, longest_prompt: int = 96, longest_answer: int = 400
+    documents: Documents, *, longest_prompt: int = 96, longest_answer: int = 400, begun: str = ""
 ) -> Iterator[CompletionTask]:
     """Tasks whose own answer passes: plain functions (no methods) with a one-line header, a docstring, and a
     body without blank lines, so that a blank line ends an answer.
@@ -147,6 +147,8 @@ def completion_tasks(
     documents : iterable of (name, text)
     longest_prompt, longest_answer : int
         In UTF-8 bytes.
+    begun : str
+        What the prompt gives away of the body, such as ``"    return "``: a line is then enough to pass.
 
     Examples
     --------
@@ -165,9 +167,8 @@ def completion_tasks(
             continue
         if not answer or "\n\n" in answer or len(answer.encode()) > longest_answer:
             continue
-        task = CompletionTask(prompt, one.arguments, answer)
-        if task.passes(answer):
-            yield task
+        if CompletionTask(prompt, one.arguments, answer).passes(answer):
+            yield CompletionTask(prompt + begun, one.arguments, answer)
 
 
 def _named(node: ast.AST, outer: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
