@@ -12,8 +12,8 @@ import allometry
 from allometry.extras import MissingExtra
 from allometry.rooms import open_room
 
-ROOMS = ["laws", "measure", "data", "models", "optim", "train", "init", "study", "forecast"]
-TORCH = {"measure", "models", "optim", "train", "init"}
+ROOMS = ["laws", "measure", "data", "models", "optim", "train", "init", "quant", "infer", "study", "forecast"]
+TORCH = {"measure", "models", "optim", "train", "init", "quant", "infer"}
 
 
 def room_of(name):

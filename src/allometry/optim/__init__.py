@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from allometry.rooms import open_room
 
 if TYPE_CHECKING:
+    from allometry.optim.adamp import SGDP, AdamP
     from allometry.optim.adamw import AdamWIndependent
     from allometry.optim.ema import AveragedWeights
     from allometry.optim.gradient_norm import GradientRMSNorm
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 open_room(
     __name__,
     {
+        "adamp": ["AdamP", "SGDP"],
         "adamw": ["AdamWIndependent"],
         "ema": ["AveragedWeights"],
         "gradient_norm": ["GradientRMSNorm"],
@@ -38,7 +40,8 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "WSD", "AdamWIndependent", "AveragedWeights", "CrossEntropyWithZ", "GradientRMSNorm", "Role", "Schedule",
-    "WidthRule", "as_scheduler", "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic",
-    "decay_rule", "learning_rate_rule", "linear", "param_groups", "two_step", "wsd", "z_loss",
+    "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "CrossEntropyWithZ", "GradientRMSNorm",
+    "Role", "Schedule", "WidthRule", "as_scheduler", "batch_rule", "constant", "cosine",
+    "cross_entropy_with_z", "cyclic", "decay_rule", "learning_rate_rule", "linear", "param_groups",
+    "two_step", "wsd", "z_loss",
 ]  # fmt: skip

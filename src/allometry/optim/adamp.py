@@ -1,0 +1,352 @@
+"""AdamP and SGDP: momentum without the part that only lengthens a weight whose length does not matter.
+
+Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha, "AdamP: Slowing Down the Slowdown for Momentum Optimizers on
+Scale-invariant Weights", 2020, arXiv:2006.08217.  A weight that is followed by a normalization has a
+direction alone, so its effective step is the step over its squared length.  Gradients are orthogonal to
+such a weight and lengthen it slowly; momentum, whose old steps are not orthogonal any more, lengthens it up
+to ``1 + 2 beta / (1 - beta)`` times faster (section 2), and the effective step decays too early.  The
+remedy takes the radial part off the step (equation 10), where a cosine test finds that the weight is
+scale-invariant (equation 11):
+
+    |cos(g_r, w_r)| < delta / sqrt(d)   for all rows r, of the channel view or else of the whole tensor.
+
+- The test reads the raw gradient and the weight before the step; the buffers of momentum stay as they are
+  (algorithm 1).  The authors' code of SGDP without Nesterov projects the buffer too, where it steps in place.
+- Decay is decoupled, and ``wd_ratio`` of it is left where a step was projected.  SGDP's is divided by
+  ``1 - momentum``, as in the authors' code, so that it matches what coupled decay comes to.
+- Tensors of one shape are stacked and stepped as one, decisions stay masks: no loop over rows, no wait for
+  a device.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PROJECTIONS", "SGDP", "AdamP"]
+
+PROJECTIONS = ("auto", "channel", "layer", "off")
+_TOGETHER = 1 << 17  # numbers stepped as one: beyond, copies and fresh memory cost more than calls do
+
+
+def radial_free_(
+    step: Tensor, weight: Tensor, gradient: Tensor, *, projection: str, delta: float, eps: float
+) -> Tensor:
+    """Take the radial part off ``step``, in place, where a weight is scale-invariant.
+
+    Parameters
+    ----------
+    step, weight, gradient : Tensor (k, r, ...)
+        Of k tensors of r rows.
+    projection : str
+        One of `PROJECTIONS`: test, or take the view for granted.
+    delta, eps : float
+
+    Returns
+    -------
+    Tensor of bool (k, 1)
+        Which of the k were projected.
+    """
+    k, rows = weight.shape[:2]
+    size = weight[0, 0].numel()
+    inner = tuple(range(2, weight.dim()))
+    length = torch.linalg.vector_norm(weight, dim=inner)  # (k, r)
+    total = torch.linalg.vector_norm(length, dim=-1, keepdim=True)
+    if projection == "auto":
+        slope = torch.linalg.vector_norm(gradient, dim=inner)
+        along = _dot(gradient, weight, inner)
+        cosine = along.abs() / (slope.clamp(min=eps) * length.clamp(min=eps))
+        channel = cosine.amax(dim=-1, keepdim=True) < delta / math.sqrt(size)
+        whole = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
+        cosine = along.sum(dim=-1, keepdim=True).abs_() / (whole.clamp(min=eps) * total.clamp(min=eps))
+        layer = (cosine < delta / math.sqrt(rows * size)) & ~channel
+    else:
+        channel = torch.full((k, 1), projection == "channel", dtype=torch.bool, device=weight.device)
+        layer = ~channel
+    radial = _dot(weight, step, inner)
+    by_layer = radial.sum(dim=-1, keepdim=True) / (total + eps).square_()
+    share = torch.where(channel, radial / (length + eps).square_(), torch.where(layer, by_layer, 0.0))
+    step.addcmul_(weight, share.view(k, rows, *(1 for _ in inner)), value=-1)
+    return channel | layer
+
+
+def _dot(a: Tensor, b: Tensor, inner: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vecdot(a, b) if len(inner) == 1 else (a * b).sum(dim=inner)
+
+
+class _Projected(torch.optim.Optimizer):
+    """What AdamP and SGDP share: tensors of one shape as one, the test, and the door."""
+
+    _buffers: tuple[str, ...]  # names of the state that has the parameter's shape
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        for name in ("lr", "weight_decay", "wd_ratio"):
+            if not 0.0 <= defaults[name] < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite; got {defaults[name]!r}")
+        super().__init__(params, defaults)
+        self._places: dict[Any, Tensor] = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; ``projection`` and ``channel_dim`` may differ between groups."""
+        projection = param_group.get("projection", self.defaults["projection"])
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}; got {projection!r}")
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if hasattr(parameter, "placements"):
+                raise ValueError(
+                    "projection needs whole tensors, and these are shards (DTensor); take torch.optim's there"
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; ``closure`` re-evaluates the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for members in self._alike(group):
+                self._step_alike(group, members)
+        return loss
+
+    def _alike(self, group: dict[str, Any]) -> Iterator[list[Tensor]]:
+        """Parameters that can be stepped as one: of one shape, type, place and age."""
+        buckets: dict[Any, list[Tensor]] = {}
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} takes dense gradients; use torch.optim.SparseAdam")
+            state = self.state[parameter]
+            state["step"] = int(state.get("step", 0)) + 1
+            kind = (parameter.shape, parameter.dtype, parameter.device, state["step"])
+            buckets.setdefault(kind, []).append(parameter)
+        for members in buckets.values():
+            count = 1 if group["foreach"] is False else max(1, _TOGETHER // max(1, members[0].numel()))
+            for start in range(0, len(members), count):
+                yield members[start : start + count]
+
+    def _step_alike(self, group: dict[str, Any], members: list[Tensor]) -> None:
+        place = group["channel_dim"]
+        gradients = [one.grad for one in members if one.grad is not None]
+        weights, gradients_ = self._together("weight", members), self._together("gradient", gradients)
+        weight, gradient = _rows_first(weights, place), _rows_first(gradients_, place)
+        buffers = {name: _rows_first(self._buffer(name, members), place) for name in self._buffers}
+        if group["maximize"]:
+            gradient = -gradient
+        step, rate = self._direction(group, gradient, buffers, members)
+        decay = self._decay(group)
+        keep: Tensor | float = 1.0 - decay
+        if group["projection"] != "off" and members[0].dim() > 1 and group["delta"] > 0:
+            projected = radial_free_(
+                step, weight, gradient, projection=group["projection"], delta=group["delta"], eps=group["eps"]
+            )
+            if decay:
+                less = (group["wd_ratio"] - 1.0) * projected.to(weight.dtype)
+                keep = (1.0 - decay * (1.0 + less)).view(-1, *(1 for _ in weight.shape[1:]))
+        if decay:
+            weight.mul_(keep)
+        weight.add_(step, alpha=-rate)
+        if len(members) > 1:
+            places = [_real(one) for one in members] if members[0].is_complex() else members
+            torch._foreach_copy_(places, list(weights.unbind()))
+
+    def _together(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """Tensors of one shape as one (k, ...): of a single one its own memory, else a place kept for it."""
+        real = [_real(one) for one in tensors] if tensors[0].is_complex() else tensors
+        if len(real) == 1:
+            return real[0].unsqueeze(0)
+        shape = torch.Size((len(real), *real[0].shape))
+        key = (name, real[0].dtype, real[0].device)
+        if key not in self._places or self._places[key].numel() < shape.numel():
+            self._places[key] = real[0].new_empty(shape.numel())
+        return torch.stack(real, out=self._places[key][: shape.numel()].view(shape))
+
+    def _buffer(self, name: str, members: list[Tensor]) -> Tensor:
+        """State of parameters as one (k, ...) of which theirs are slices, so that it is never copied."""
+        held = [self.state[one].get(name) for one in members]
+        whole = _whole(held)
+        if whole is None:  # at the first step, and after a state was loaded
+            whole = torch.stack([
+                torch.zeros_like(one) if old is None else old for one, old in zip(members, held, strict=True)
+            ])  # fmt: skip
+            for one, part in zip(members, whole.unbind(), strict=True):
+                self.state[one][name] = part
+        return _real(whole)
+
+    @abstractmethod
+    def _direction(
+        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], members: list[Tensor]
+    ) -> tuple[Tensor, float]:
+        """The step (k, r, d), fresh memory, and what it is multiplied by; the buffers change in place."""
+
+    @abstractmethod
+    def _decay(self, group: dict[str, Any]) -> float:
+        """Share of a weight that decays in one step where nothing is projected."""
+
+
+class AdamP(_Projected):
+    """AdamW whose steps lose their radial part where weights are scale-invariant.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or of groups
+    lr, betas, eps, weight_decay : float
+        As in ``torch.optim.AdamW``.
+    delta : float
+        Threshold of the test; 0 and below never project.
+    wd_ratio : float
+        Share of the decay that is left to projected weights.
+    nesterov : bool
+    projection : {"auto", "channel", "layer", "off"}
+        The test, or a view that is declared: weights known to be invariant by row, or as a whole, or not.
+    channel_dim : int
+        Dimension of a tensor that holds its output channels; 1 for transposed convolutions.
+    foreach : bool, optional
+        False steps tensor by tensor; by default small tensors of one shape are stepped as one.
+    maximize : bool
+
+    Raises
+    ------
+    ValueError
+        A rate, decay or threshold is out of range, or parameters are shards.
+
+    Examples
+    --------
+    >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    >>> optimizer = AdamP([weight], lr=0.1, projection="layer")
+    >>> weight.grad = torch.tensor([[-4.0, 3.0]])  # orthogonal, and Adam's step is (-1, 1): partly radial
+    >>> optimizer.step()
+    >>> (weight - torch.tensor([[3.0, 4.0]])).flatten() @ torch.tensor([3.0, 4.0]) < 1e-6
+    tensor(True)
+    """
+
+    _buffers = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float
+        = 1e-8, weight_decay: float = 0.0, delta: float = 0.1, wd_ratio: float = 0.1, nesterov: bool =
+        False, *, projection: str = "auto", channel_dim: int = 0, foreach: bool | None = None, maximize:
+        bool = False,
+    ) -> None:  # fmt: skip
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be from 0 to below 1; got {betas!r}")
+        super().__init__(params, {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "delta": delta,
+            "wd_ratio": wd_ratio, "nesterov": nesterov, "projection": projection,
+            "channel_dim": channel_dim, "foreach": foreach, "maximize": maximize,
+        })  # fmt: skip
+
+    def _direction(
+        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], members: list[Tensor]
+    ) -> tuple[Tensor, float]:
+        first, second = group["betas"]
+        mean, square = buffers["exp_avg"], buffers["exp_avg_sq"]
+        age = self.state[members[0]]["step"]
+        mean.lerp_(gradient, 1.0 - first)
+        square.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
+        scale = square.sqrt().div_(math.sqrt(1.0 - second**age)).add_(group["eps"])
+        ahead = mean.lerp(gradient, 1.0 - first) if group["nesterov"] else mean
+        return torch.div(ahead, scale, out=scale), group["lr"] / (1.0 - first**age)
+
+    def _decay(self, group: dict[str, Any]) -> float:
+        return float(group["lr"] * group["weight_decay"])
+
+
+class SGDP(_Projected):
+    """SGD with momentum whose steps lose their radial part where weights are scale-invariant.
+
+    Parameters
+    ----------
+    params : iterable of Tensor or of groups
+    lr, momentum, dampening, nesterov
+        As in ``torch.optim.SGD``.
+    weight_decay : float
+        Decoupled: a step takes ``lr * weight_decay / (1 - momentum)`` off a weight.
+    eps : float
+        Added to norms.
+    delta, wd_ratio, projection, channel_dim, foreach, maximize
+        As in `AdamP`.
+
+    Examples
+    --------
+    >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    >>> optimizer = SGDP([weight], lr=0.1, momentum=0.9, projection="layer")
+    >>> weight.grad = torch.tensor([[3.0, 4.0]])  # all radial: nothing is left
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [[3.0, 4.0]]
+    """
+
+    _buffers = ("momentum_buffer",)
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
+        weight_decay: float = 0.0, nesterov: bool = False, eps: float = 1e-8, delta: float = 0.1,
+        wd_ratio: float = 0.1, *, projection: str = "auto", channel_dim: int = 0, foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:  # fmt: skip
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be from 0 to below 1; got {momentum!r}")
+        super().__init__(params, {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "eps": eps,
+            "nesterov": nesterov, "delta": delta, "wd_ratio": wd_ratio, "projection": projection,
+            "channel_dim": channel_dim, "foreach": foreach, "maximize": maximize,
+        })  # fmt: skip
+
+    def _direction(
+        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], members: list[Tensor]
+    ) -> tuple[Tensor, float]:
+        buffer = buffers["momentum_buffer"]
+        buffer.mul_(group["momentum"]).add_(gradient, alpha=1.0 - group["dampening"])
+        step = torch.add(gradient, buffer, alpha=group["momentum"]) if group["nesterov"] else buffer.clone()
+        return step, group["lr"]
+
+    def _decay(self, group: dict[str, Any]) -> float:
+        return float(group["lr"] * group["weight_decay"] / (1.0 - group["momentum"]))
+
+
+# --- shapes -------------------------------------------------------------------------------------------------
+def _rows_first(tensors: Tensor, channel_dim: int) -> Tensor:
+    """(k, ...) as a view (k, rows, ...) that is flat inside wherever memory allows; one row for a vector."""
+    if tensors.dim() < 3:
+        return tensors.view(tensors.shape[0], 1, -1)
+    if not -tensors.dim() < channel_dim < tensors.dim() - 1:
+        shape = tuple(tensors.shape[1:])
+        raise ValueError(f"channel_dim {channel_dim} is not a dimension of a tensor of shape {shape}")
+    if channel_dim != 0:
+        tensors = tensors.movedim(1 + channel_dim % (tensors.dim() - 1), 1)
+    if tensors.dim() > 3 and tensors.is_contiguous():
+        return tensors.flatten(2)
+    return tensors
+
+
+def _whole(slices: list[Any]) -> Tensor | None:
+    """The tensor (k, ...) of which these are the slices in order; None if they are not."""
+    first = slices[0]
+    if first is None:
+        return None
+    if len(slices) == 1:
+        return first.unsqueeze(0)
+    stride, start = first.numel(), first.data_ptr()
+    size = stride * first.element_size()
+    if not first.is_contiguous() or any(
+        one is None or one.data_ptr() != place
+        for one, place in zip(slices, range(start, start + len(slices) * size, size), strict=True)
+    ):
+        return None
+    end = (first.storage_offset() + len(slices) * stride) * first.element_size()
+    if end > first.untyped_storage().nbytes():  # neighbours by chance, of memories of their own
+        return None
+    return first.as_strided((len(slices), *first.shape), (stride, *first.stride()))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor).flatten(-2) if tensor.is_complex() else tensor
