@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from allometry.data.corpus import Corpus
     from allometry.data.corrupt import ColoredImages, FlippedLabels, add_noise, colored, flip_labels
     from allometry.data.images import ImageBatches, Images, digits, fashion_mnist
+    from allometry.data.lcdb import learning_curves
     from allometry.data.pools import PoolBatches, PoolSampler, score_pools
     from allometry.data.source_code import CompletionTask, Function, completion_tasks, docstrings, functions
     from allometry.data.synthetic_series import SyntheticSeries
@@ -29,6 +30,7 @@ open_room(
         "corpus": ["Corpus"],
         "corrupt": ["ColoredImages", "FlippedLabels", "add_noise", "colored", "flip_labels"],
         "images": ["ImageBatches", "Images", "digits", "fashion_mnist"],
+        "lcdb": ["learning_curves"],
         "pools": ["PoolBatches", "PoolSampler", "score_pools"],
         "source_code": ["CompletionTask", "Function", "completion_tasks", "docstrings", "functions"],
         "synthetic_series": ["SyntheticSeries"],
@@ -40,6 +42,7 @@ open_room(
 )
 
 __all__ = [
+    "learning_curves",
     "Augment", "AugmentedBatches", "BooleanPrograms", "BooleanTasks", "ColoredImages", "CompletionTask",
     "Corpus", "FlippedLabels", "Function", "ImageBatches", "Images", "PoolBatches", "PoolSampler",
     "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler",
