@@ -42,11 +42,10 @@ open_room(
 )
 
 __all__ = [
-    "learning_curves",
     "Augment", "AugmentedBatches", "BooleanPrograms", "BooleanTasks", "ColoredImages", "CompletionTask",
     "Corpus", "FlippedLabels", "Function", "ImageBatches", "Images", "PoolBatches", "PoolSampler",
     "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler",
-    "Windows", "add_noise", "colored",
-    "completion_tasks", "digits", "docstrings", "fashion_mnist", "flip_labels", "functions", "load_tokenizer",
-    "read_text", "real_series", "score_pools", "validation_windows",
+    "Windows", "add_noise", "colored", "completion_tasks", "digits", "docstrings", "fashion_mnist",
+    "flip_labels", "functions", "learning_curves", "load_tokenizer", "read_text", "real_series",
+    "score_pools", "validation_windows",
 ]  # fmt: skip
