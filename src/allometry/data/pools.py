@@ -165,7 +165,7 @@ class PoolSampler(Sampler[int]):
         """Samples of each pool before a time; draw j of pool i is at time (j + offset_i) / weight_i."""
         return np.maximum(np.ceil(self.weights * time - self._offsets), 0).astype(np.int64)
 
-    def _which(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def _which(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The pool of each draw between two counts, in order of time."""
         counts = last - first
         pool = np.repeat(np.arange(len(counts)), counts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,7 @@ def _frontier(
 
     best = point.argmin(axis=1)
     starts = np.flatnonzero(np.diff(best, prepend=-1))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, start in enumerate(starts):
         row = {"union": unions[best[start]], "from": grid[0], "to": grid[-1], "low": np.nan, "high": np.nan}
         if i > 0:

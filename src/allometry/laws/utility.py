@@ -67,11 +67,11 @@ class UtilityLaw(Law):
     """
 
     name = "utility"
-    columns: Mapping[str, str] = {
+    columns: ClassVar[Mapping[str, str]] = {
         "samples": "samples seen in all, counting repetitions",
         "pool": "name of the pool, or A+B for a union",
     }
-    optional: Mapping[str, str] = {
+    optional: ClassVar[Mapping[str, str]] = {
         "pool_size": "samples in the pool",
         "schedule": "learning-rate schedule",
         "batch": "samples a step",
@@ -88,7 +88,8 @@ class UtilityLaw(Law):
 
     def __init__(self, kind: str = "utility", floor: str = "outside", target: str = "error") -> None:
         PoolCurves((), (), kind, floor)  # refuses what there is not
-        self.kind, self.floor, self.target = kind, floor, target
+        self.kind, self.floor = kind, floor
+        self.target = target  # type: ignore[misc]
 
     @classmethod
     def known(

@@ -107,7 +107,7 @@ class PoolCurves(Form):
         )
 
     @property
-    def exponents(self) -> tuple[int, ...]:  # type: ignore[override]
+    def exponents(self) -> tuple[int, ...]:
         return tuple(range(2, 2 + len(self.pools)))
 
     # --- inputs ------------------------------------------------------------------------------------------
