@@ -11,6 +11,7 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.laws.acceptance import AcceptanceTable
     from allometry.laws.allocate import Allocation, allocate, apportion, compute_optimal
+    from allometry.laws.annealing import AnnealingLaw
     from allometry.laws.answers import Answer, answer
     from allometry.laws.average import Average
     from allometry.laws.best_k import OptimalK, optimal_k
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from allometry.laws.law import Estimator, Law, ScalingLaw, get_law, law_names
     from allometry.laws.learning_curve import LearningCurve
     from allometry.laws.model_size import ModelSizeCurve, model_size_curve
+    from allometry.laws.multi_power import EffectiveRateLaw, MultiPowerLaw
     from allometry.laws.pool_plan import PoolPlan, plan_pools
     from allometry.laws.precision import PrecisionLaw, quantization_law
     from allometry.laws.published import PublishedLaw, Recipe, published, published_laws, published_recipe
@@ -63,12 +65,22 @@ if TYPE_CHECKING:
     from allometry.laws.resampling_law import ResamplingLaw
     from allometry.laws.rounding_error import format_crossover
     from allometry.laws.runs import Runs, read_runs
+    from allometry.laws.schedule import ResponseLaw
+    from allometry.laws.schedule_choice import ScheduleLaw, forecast_schedule
+    from allometry.laws.schedule_search import (
+        best_schedule,
+        horizon_losses,
+        rank_schedules,
+        schedule_family,
+        wsd_rates,
+    )
     from allometry.laws.serving import Served, least_total, optimal_with_serving
     from allometry.laws.shape import Shape, shape
     from allometry.laws.shift import ShiftLaw, loglog_fit
     from allometry.laws.slopes import SlopeComparison, compare_slopes
     from allometry.laws.task import TaskLaw
     from allometry.laws.task_chain import TaskChain
+    from allometry.laws.traces import schedule_areas
     from allometry.laws.two_types import TwoTypeModel, two_type_model
     from allometry.laws.uncertainty import Interval, bootstrap, coverage
     from allometry.laws.utility import UtilityLaw
@@ -81,6 +93,13 @@ open_room(
     __name__,
     {
         "acceptance": ["AcceptanceTable"],
+        "annealing": ["AnnealingLaw"],
+        "multi_power": ["EffectiveRateLaw", "MultiPowerLaw"],
+        "schedule": ["ResponseLaw"],
+        "schedule_choice": ["ScheduleLaw", "forecast_schedule"],
+        "schedule_search": ["best_schedule", "horizon_losses", "rank_schedules", "schedule_family",
+            "wsd_rates"],
+        "traces": ["schedule_areas"],
         "allocate": ["Allocation", "allocate", "apportion", "compute_optimal"],
         "answers": ["Answer", "answer"],
         "average": ["Average"],
@@ -128,19 +147,21 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "AcceptanceTable", "Allocation", "Answer", "Average", "Backtest", "BestCircuit", "BoundedPowerLaw",
-    "BrokenPowerLaw", "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve", "CurveFits",
-    "DataConstrained", "Effect", "Estimator", "FiellerSet", "Fit", "Form", "FurtherRuns", "HeldOut",
-    "Interval", "Kaplan", "KaplanOffset", "Law", "LearningCurve", "ModelSizeCurve", "MultiStep", "Noise",
-    "OptimalK", "Parameter", "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw",
-    "Recipe", "Regions", "ResamplingCurve", "ResamplingLaw", "Runs", "ScalingLaw", "Served", "SetCurve",
-    "Shape", "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw", "TwoTypeModel", "UtilityLaw",
-    "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion", "backtest", "bootstrap", "ceiling",
-    "compare_forms", "compare_laws", "compare_slopes", "compute_optimal", "contrast", "coverage", "crossover",
-    "false_share_by_attempt", "fieller", "fit", "fit_curves", "format_crossover", "further_runs", "get_form",
-    "get_law", "held_out", "holm", "interaction", "law_names", "least_total", "loglog_fit",
-    "model_size_curve", "optimal_k", "optimal_with_serving", "plan_pools", "published", "published_laws",
-    "published_recipe", "quantization_law", "rank_correlation", "read_runs", "regions", "resampling_curve",
-    "shape", "sign_test", "slope", "two_type_model", "weak_to_strong", "worth", "worth_coverage",
-    "worth_table", "worths",
+    "AcceptanceTable", "Allocation", "AnnealingLaw", "Answer", "Average", "Backtest", "BestCircuit",
+    "BoundedPowerLaw", "BrokenPowerLaw", "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve",
+    "CurveFits", "DataConstrained", "Effect", "EffectiveRateLaw", "Estimator", "FiellerSet", "Fit", "Form",
+    "FurtherRuns", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law", "LearningCurve",
+    "ModelSizeCurve", "MultiPowerLaw", "MultiStep", "Noise", "OptimalK", "Parameter", "PoolPlan",
+    "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "Regions", "ResamplingCurve",
+    "ResamplingLaw", "ResponseLaw", "Runs", "ScalingLaw", "ScheduleLaw", "Served", "SetCurve", "Shape",
+    "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw", "TwoTypeModel", "UtilityLaw",
+    "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion", "backtest", "best_schedule",
+    "bootstrap", "ceiling", "compare_forms", "compare_laws", "compare_slopes", "compute_optimal",
+    "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit", "fit_curves",
+    "forecast_schedule", "format_crossover", "further_runs", "get_form", "get_law", "held_out", "holm",
+    "horizon_losses", "interaction", "law_names", "least_total", "loglog_fit", "model_size_curve",
+    "optimal_k", "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
+    "quantization_law", "rank_correlation", "rank_schedules", "read_runs", "regions", "resampling_curve",
+    "schedule_areas", "schedule_family", "shape", "sign_test", "slope", "two_type_model", "weak_to_strong",
+    "worth", "worth_coverage", "worth_table", "worths", "wsd_rates",
 ]  # fmt: skip

@@ -39,6 +39,10 @@ Array = NDArray[np.float64]
 
 # Names for `get_law` and ``allometry fit --law``: each a file of this room and the class in it.
 _HOMES: dict[str, tuple[str, str]] = {
+    "schedule": ("schedule_choice", "ScheduleLaw"),
+    "annealing": ("annealing", "AnnealingLaw"),
+    "multi-power": ("multi_power", "MultiPowerLaw"),
+    "effective-rate": ("multi_power", "EffectiveRateLaw"),
     "task": ("task", "TaskLaw"),
     "task-chain": ("task_chain", "TaskChain"),
     "learning-curve": ("learning_curve", "LearningCurve"),
