@@ -71,6 +71,13 @@ def test_a_task_may_give_away_how_the_body_begins():
     assert not task.passes("left +")
 
 
+def test_a_task_may_want_a_call():
+    text = 'def join(left, right):\n    """Both as one."""\n    return add(left, right)\n'
+    (task,) = completion_tasks([("a.py", text)], begun="    return ", wants="call")
+    assert task.passes("g(1)[0]")
+    assert not task.passes("left")
+
+
 @pytest.mark.parametrize(
     ("completion", "passed"),
     [

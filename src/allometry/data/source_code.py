@@ -11,6 +11,7 @@ import ast
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["CompletionTask", "Function", "completion_tasks", "docstrings", "functions"]
 
@@ -55,6 +56,8 @@ class CompletionTask:
     arguments : tuple of str
     answer : str
         The body that follows in the file.
+    wants : {"argument", "call"}
+        What the function must return: an expression that uses an argument, or one that calls something.
 
     Examples
     --------
@@ -66,10 +69,10 @@ class CompletionTask:
     prompt: str
     arguments: tuple[str, ...]
     answer: str
+    wants: Literal["argument", "call"] = "argument"
 
     def passes(self, completion: str | bytes) -> bool:
-        """Whether prompt and completion parse as Python, as one function whose body returns an expression
-        that uses an argument.
+        """Whether prompt and completion parse as Python, as one function whose body returns what is wanted.
 
         Bytes that are no UTF-8 do not pass: to repair them would let through what nobody could run.
         """
@@ -83,10 +86,12 @@ class CompletionTask:
         if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
             return False
         return any(
-            isinstance(name, ast.Name) and name.id in self.arguments
+            isinstance(part, ast.Call)
+            if self.wants == "call"
+            else isinstance(part, ast.Name) and part.id in self.arguments
             for one in _own_nodes(tree.body[0])
             if isinstance(one, ast.Return) and one.value is not None
-            for name in ast.walk(one.value)
+            for part in ast.walk(one.value)
         )
 
 
@@ -137,7 +142,12 @@ def docstrings(documents: Documents) -> Iterator[tuple[Function, str]]:
 
 
 def completion_tasks(
-    documents: Documents, *, longest_prompt: int = 96, longest_answer: int = 400, begun: str = ""
+    documents: Documents,
+    *,
+    longest_prompt: int = 96,
+    longest_answer: int = 400,
+    begun: str = "",
+    wants: Literal["argument", "call"] = "argument",
 ) -> Iterator[CompletionTask]:
     """Tasks whose own answer passes: plain functions (no methods) with a one-line header, a docstring, and a
     body without blank lines, so that a blank line ends an answer.
@@ -149,6 +159,8 @@ def completion_tasks(
         In UTF-8 bytes.
     begun : str
         What the prompt gives away of the body, such as ``"    return "``: a line is then enough to pass.
+    wants : {"argument", "call"}
+        As in `CompletionTask`.
 
     Examples
     --------
@@ -167,8 +179,8 @@ def completion_tasks(
             continue
         if not answer or "\n\n" in answer or len(answer.encode()) > longest_answer:
             continue
-        if CompletionTask(prompt, one.arguments, answer).passes(answer):
-            yield CompletionTask(prompt + begun, one.arguments, answer)
+        if CompletionTask(prompt, one.arguments, answer, wants).passes(answer):
+            yield CompletionTask(prompt + begun, one.arguments, answer, wants)
 
 
 def _named(node: ast.AST, outer: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
