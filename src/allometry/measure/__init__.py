@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from allometry.measure.coordinates import CoordinateCheck, coordinate_check
     from allometry.measure.monitor import Monitor, Probe, spikes
     from allometry.measure.pass_rate import PassCounts, pass_at_k
+    from allometry.measure.scale_invariance import EffectiveStep, scale_invariance
     from allometry.measure.sensitivity import (
         Onset,
         Sensitivity,
@@ -35,12 +36,14 @@ open_room(
         "coordinates": ["CoordinateCheck", "coordinate_check"],
         "monitor": ["Monitor", "Probe", "spikes"],
         "pass_rate": ["PassCounts", "pass_at_k"],
+        "scale_invariance": ["EffectiveStep", "scale_invariance"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
     },
 )  # fmt: skip
 
 __all__ = [
-    "Capture", "Complexity", "CoordinateCheck", "LogitStatistics", "Monitor", "Onset", "Parameters",
-    "PassCounts", "Probe", "Sensitivity", "attention_logit_statistics", "complexity", "coordinate_check",
-    "count_parameters", "flops_per_token", "forecast_onset", "learning_rate_sensitivity", "mfu", "pass_at_k", "spikes",
+    "Capture", "Complexity", "CoordinateCheck", "EffectiveStep", "LogitStatistics", "Monitor", "Onset",
+    "Parameters", "PassCounts", "Probe", "Sensitivity", "attention_logit_statistics", "complexity",
+    "coordinate_check", "count_parameters", "flops_per_token", "forecast_onset",
+    "learning_rate_sensitivity", "mfu", "pass_at_k", "scale_invariance", "spikes",
 ]  # fmt: skip
