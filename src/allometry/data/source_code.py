@@ -174,7 +174,7 @@ def completion_tasks(
         told = one.docstring.splitlines()[0]
         prompt = f'{one.header}    """{told}"""\n'
         answer = _body_after_docstring(one.text)
-        size = len(prompt.encode())
+        size = len((prompt + begun).encode())
         if one.header.count("\n") != 1 or size > longest_prompt or '"' in told or "\\" in told:
             continue
         if not answer or "\n\n" in answer or len(answer.encode()) > longest_answer:
