@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from allometry.laws import ShiftLaw, compare_laws, get_law, held_out, loglog_fit
+from allometry.laws.quotient import paired_ratio
 
 SCALES = np.geomspace(1e3, 1e5, 6)
 
@@ -122,6 +123,22 @@ def test_intervals_cover_where_runs_have_many_rows():
         naive += abs(line.slope + 0.1) <= stats.t.ppf(0.95, 70) * line.stderr
     assert 0.85 < inside / trials < 0.96
     assert naive / trials < 0.75  # what pretending that rows are runs would give
+
+
+def test_a_ladder_of_seeds_has_the_ratio_of_its_seeds_slopes():
+    """The jackknife over seeds that each have every scale is Student's interval of one slope a seed."""
+    table = measured(np.random.default_rng(11), seeds=5)
+    table["run"] = table["run"] % 5
+    slopes = [
+        [-np.polyfit(np.log10(part["params"]), part["loss"], 1)[0] for _, part in rows.groupby("run")]
+        for _, rows in table.groupby("collection")
+    ]
+    wanted = paired_ratio(slopes[1], slopes[0])
+    found = ShiftLaw(form="log-linear").fit(table).ratio("OOD")
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (wanted.value, wanted.low, wanted.high), rel=1e-9
+    )
+    assert wanted.low < 0.6 < wanted.high
 
 
 def test_a_flat_base_leaves_the_ratio_open():

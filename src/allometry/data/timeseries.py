@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SeriesSet", "WindowSampler", "real_series"]
 
+_TOGETHER = 64  # steps whose windows are drawn at once
+
 
 @dataclass(frozen=True)
 class SeriesSet:
@@ -222,22 +224,31 @@ class WindowSampler:
                 else f"weights {dict(weights)} leave no source; sources are {', '.join(number)}"
             )  # fmt: skip
         self._chance = wanted / wanted.sum()
+        self._windows = series.values.unfold(0, self.length, 1)  # a view; those across two series never drawn
+        self._drawn: tuple[int, Tensor] | None = None
 
     def batch(self, step: int) -> Tensor:
         """Windows (B, length) of one step, NaN where not observed: a function of seed and step alone."""
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
-        digest = hashlib.sha256(f"series windows {self.seed} {step}".encode()).digest()
+        block, place = divmod(step, _TOGETHER)
+        if self._drawn is None or self._drawn[0] != block:
+            self._drawn = block, self._places(block)
+        return self._windows.index_select(0, self._drawn[1][place])
+
+    def _places(self, block: int) -> Tensor:
+        """Where the windows of many steps begin, (steps, B): a draw is a dozen calls for however many."""
+        digest = hashlib.sha256(f"series windows {self.seed} {block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        source = torch.multinomial(self._chance, self.batch_size, replacement=True, generator=generator)
-        share = torch.rand(self.batch_size, generator=generator, dtype=torch.float64)
+        many = _TOGETHER * self.batch_size
+        source = torch.multinomial(self._chance, many, replacement=True, generator=generator)
+        share = torch.rand(many, generator=generator, dtype=torch.float64)
         count = self._source_count[source]
         window = self._source_end[source] - count + (share * count).long()
         which = torch.searchsorted(self._ends, window, right=True)
         # ``_ends`` counts the windows up to and with a series: what is left from the end is the place in it.
         before = torch.where(which > 0, self._ends[which - 1], 0)
-        first = self._first[which] + window - before
-        return self.series.values[first[:, None] + torch.arange(self.length)]
+        return (self._first[which] + window - before).view(_TOGETHER, self.batch_size)
 
     @property
     def shares(self) -> dict[str, tuple[float, float]]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from allometry.laws.law import Estimator
+from allometry.laws.quotient import ratio_interval
 from allometry.laws.uncertainty import Interval
 
 if TYPE_CHECKING:
@@ -232,18 +233,12 @@ class ShiftLaw(Estimator):
 
         The ends are infinite where the set is: the base's slope is then not told from zero.
         """
-        from allometry.laws.fieller import fieller
-
         self._fitted()
         over = self._index(base or self.base or self.collections_[0])
         mine = self._index(collection)
-        pair = self.covariance_[np.ix_([mine, over], [mine, over])] * [[1.0, -1.0], [-1.0, 1.0]]
-        t = self._t(min(self.degrees_[mine], self.degrees_[over]), level)
-        told = fieller(self.slopes_[mine], -self.slopes_[over], pair, t)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(self.slopes_[mine] / self.slopes_[over])
-        bounded = told.kind in ("bounded", "half-line")
-        return Interval(value, told.low if bounded else -np.inf, told.high if bounded else np.inf, level)
+        pair = self.covariance_[np.ix_([mine, over], [mine, over])]
+        degrees = min(self.degrees_[mine], self.degrees_[over])
+        return ratio_interval(float(self.slopes_[mine]), float(self.slopes_[over]), pair, degrees, level)
 
     def ratios(self, level: float = 0.95) -> pandas.DataFrame:
         """`ratio` of every collection but the base: ``value``, ``low``, ``high``."""

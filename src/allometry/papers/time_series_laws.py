@@ -155,16 +155,15 @@ def _all_fall(result: Result, collection: str, scale: str) -> Test:
 
 
 def _ratio(result: Result, arm: str, collection: str, scale: str) -> Estimate | None:
-    """Fall per decade outside over inside; runs of one seed share their data, so seeds are the units."""
-    from allometry.laws import ShiftLaw
+    """Fall per decade outside over inside, an observation of both a seed, as `laws.ShiftLaw` has it."""
+    from allometry.laws.quotient import paired_ratio
 
-    rows = result.rows(arm)
-    rows = rows[rows["collection"].isin(["ID", collection])]
-    if rows["seed"].nunique() < 3 or not rows["loss"].notna().all():
+    seeds = [part for _, part in result.table.groupby("seed")]
+    outside, inside = ([_fall(_of(part, arm, name), scale) for part in seeds] for name in (collection, "ID"))
+    if len(seeds) < 3 or not all(map(math.isfinite, outside + inside)):
         return None
-    law = ShiftLaw(scale, "log-linear", base="ID").fit(rows.assign(run=rows["seed"]))
     return Estimate.from_interval(
-        law.ratio(collection), n=rows["seed"].nunique(), what=f"fall on {collection} over that on ID, {arm}"
+        paired_ratio(outside, inside), n=len(seeds), what=f"fall on {collection} over that on ID, {arm}"
     )
 
 
