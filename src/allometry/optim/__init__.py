@@ -7,6 +7,7 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.optim.adamp import SGDP, AdamP
     from allometry.optim.adamw import AdamWIndependent
+    from allometry.optim.decays import rewarmed, schedule_rates, wsd_decay
     from allometry.optim.ema import AveragedWeights
     from allometry.optim.gradient_norm import GradientRMSNorm
     from allometry.optim.groups import Role, param_groups
@@ -29,6 +30,7 @@ open_room(
     {
         "adamp": ["AdamP", "SGDP"],
         "adamw": ["AdamWIndependent"],
+        "decays": ["rewarmed", "schedule_rates", "wsd_decay"],
         "ema": ["AveragedWeights"],
         "gradient_norm": ["GradientRMSNorm"],
         "groups": ["Role", "param_groups"],
@@ -43,5 +45,5 @@ __all__ = [
     "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "CrossEntropyWithZ", "GradientRMSNorm",
     "Role", "Schedule", "WidthRule", "as_scheduler", "batch_rule", "constant", "cosine",
     "cross_entropy_with_z", "cyclic", "decay_rule", "learning_rate_rule", "linear", "param_groups",
-    "two_step", "wsd", "z_loss",
+    "rewarmed", "schedule_rates", "two_step", "wsd", "wsd_decay", "z_loss",
 ]  # fmt: skip
