@@ -169,6 +169,16 @@ def test_the_error_is_continuous_at_the_borders_of_epochs_and_falls(kind):
         assert (np.diff(curve) < 0).all()
 
 
+@pytest.mark.parametrize("kind", ["utility", "effective_data"])
+def test_what_has_worn_out_gains_nothing_more(kind):
+    pools = {"A": 0.3, "B": 0.2}
+    law = laws.UtilityLaw.known(
+        pools, dict.fromkeys(pools, 0.02), dict.fromkeys(pools, 1e3), a=500.0, kind=kind
+    )
+    told = law.mixture_curve([2e3, 2e5], ["A", "B"]).value
+    assert told[0] == pytest.approx(told[1], rel=1e-6)
+
+
 def test_damped_samples_are_those_of_the_data_constrained_law_for_long_half_lives():
     # Muennighoff's exp(-R / R*) loses its worth continuously, 2^(-k / tau) epoch by epoch: 1 / (2 R*) apart
     from allometry.laws.repetition import _effective
@@ -279,6 +289,7 @@ def test_an_error_that_rises_with_repetition_is_refused_with_its_curve():
     table.loc[table.index[-1], "error"] = table["error"].iloc[-2] * 1.1
     with pytest.raises(ValueError, match=r"error on pool B rises with repetition \(.* at 16000\)"):
         laws.UtilityLaw().fit(table)
+    laws.UtilityLaw(rise=0.2).fit(table, resamples=0)
     noisy = pd.concat([table_of().assign(run=f"{i}") for i in range(6)])
     shaken = np.exp(0.05 * np.random.default_rng(0).normal(size=len(noisy)))
     laws.UtilityLaw().fit(noisy.assign(error=noisy["error"] * shaken), resamples=0)  # noise is no rise

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["UtilityLaw"]
 
-_RISE = 0.03  # relative rise of the error, over its lowest, that no one would call noise
 _SURE = 4.0  # standard errors
 
 
@@ -46,6 +45,9 @@ class UtilityLaw(Law):
         epoch, after which later epochs shrink it too.
     target : str
         ``"error"``, a share; or any other measure that falls, such as ``"loss"``.
+    rise : float
+        A rise of the target with repetition, over its lowest mean and relative to it, from which a pool is
+        refused, unless noise between runs explains it.
 
     Notes
     -----
@@ -86,9 +88,11 @@ class UtilityLaw(Law):
     labels: ClassVar[Sequence[str]] = ("pool", "schedule")
     fit_options: ClassVar[Mapping[str, Any]] = {"loss": "squared"}  # as the paper, on the log scale
 
-    def __init__(self, kind: str = "utility", floor: str = "outside", target: str = "error") -> None:
+    def __init__(
+        self, kind: str = "utility", floor: str = "outside", target: str = "error", rise: float = 0.03
+    ) -> None:
         PoolCurves((), (), kind, floor)  # refuses what there is not
-        self.kind, self.floor = kind, floor
+        self.kind, self.floor, self.rise = kind, floor, float(rise)
         self.target = target  # type: ignore[misc]
 
     @classmethod
@@ -208,7 +212,7 @@ class UtilityLaw(Law):
                     "half-life cannot be learned; measure several epochs, or fix it by "
                     f"bounds={{'half_life[{pool}]': (5, 5)}}"
                 )
-            _refuse_rise(pool, columns["samples"][here], error[here])
+            _refuse_rise(pool, columns["samples"][here], error[here], self.rise)
 
     def _unsure(self, columns: Mapping[str, Any], sizes: Mapping[str, float]) -> list[str]:
         said = []
@@ -359,7 +363,7 @@ class UtilityLaw(Law):
         return axes
 
 
-def _refuse_rise(pool: str, samples: Array, error: Array) -> None:
+def _refuse_rise(pool: str, samples: Array, error: Array, most: float) -> None:
     """Stop where the error rises with repetition by more than its noise: no falling law can follow."""
     seen, which = np.unique(samples, return_inverse=True)
     count = np.bincount(which)
@@ -369,9 +373,9 @@ def _refuse_rise(pool: str, samples: Array, error: Array) -> None:
     lowest = int(mean.argmin())
     rise = mean[-1] - mean[lowest]
     noise = np.sqrt(spread * (1 / count[-1] + 1 / count[lowest]))
-    if rise > max(_RISE, _SURE * noise):
+    if rise > max(most, _SURE * noise):
         curve = ", ".join(f"{np.exp(value):.3g} at {n:g}" for n, value in zip(seen, mean, strict=True))
         raise ValueError(
             f"the error on pool {pool} rises with repetition ({curve}): a law that only falls does not "
-            "apply; stop earlier, or clean the pool"
+            "apply; stop earlier, clean the pool, or allow for it by rise="
         )

@@ -206,7 +206,7 @@ class PoolCurves(Form):
             fresh = _fresh(np.exp(features[rows, 0]), float(epoch[0]))  # (rows, epochs)
             rate = np.log(2.0) * weights[has] * np.exp(-theta[:, 2 + count + has])
             left = weights[has] * np.exp(-rate[..., None] * np.arange(fresh.shape[1])).transpose(0, 2, 1)
-            total = left.sum(axis=2)  # (batch, epochs)
+            total = np.maximum(left.sum(axis=2), 1e-300)  # (batch, epochs); nothing may be left of any
             utility = np.einsum("bke,be->bk", left, np.exp(theta[:, 2 + has])) / total
             seen = np.log(np.cumsum(fresh[None] * total[:, None], axis=2))
             unseen = np.broadcast_to(-theta[:, 1, None, None], (len(theta), len(rows), 1))

@@ -38,6 +38,7 @@ _NOISE = {
 }  # deviation, share of pixels lost
 _WRONG = {"A": 0.0, "B": 0.05, "C": 0.15, "D": 0.3}  # share of labels
 _EPOCHS = (1, 2, 4, 8, 16, 32, 64)
+_RISE = 0.1  # the worst pools rise by some 3 % once learned by heart; the law, which cannot, is still asked
 
 
 # --- trials -------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def _law(part: pandas.DataFrame, result: Result, kind: str = "utility") -> Utili
 
     size = result.study.profile(result.profile).pool
     alone = part[part["arm"].isin(list("ABCD")) & (part["samples"] > size)]
-    law = UtilityLaw(kind)
+    law = UtilityLaw(kind, rise=_RISE)
     law.fit(
         {"samples": alone["samples"].to_numpy(), "pool": alone["arm"].to_numpy(), "pool_size": size,
          "error": alone["validation error"].to_numpy()},
@@ -256,9 +257,11 @@ def _depends_on_budget(result: Result) -> Test:
     budgets = sorted(result.table["samples"].unique())
     level = 1 - 0.05 / 3
     late = [result.gap(one, "A", at={"samples": budgets[-1]}, level=level) for one in _UNIONS[1:]]
-    early = [result.gap(one, "A", at={"samples": budgets[0]}, level=level) for one in _UNIONS[1:]]
+    early = [
+        result.gap(one, "A", at={"samples": n}, level=level) for n in budgets[1:3] for one in _UNIONS[1:]
+    ]
     best = min(late, key=lambda gap: gap.value)
-    worst = min(early, key=lambda gap: gap.value)
+    worst = min(early, key=lambda gap: gap.low)
     return (best < 0) & (worst > 0)
 
 
@@ -330,7 +333,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "test": 100,
     },
     "quick": {"seeds": 2, "pool": 1000, "budgets": tuple(1000 * e for e in _EPOCHS[:6])},
-    "full": {"seeds": 6, "pool": 1500, "budgets": tuple(1500 * e for e in _EPOCHS)},
+    "full": {"seeds": 12, "pool": 1500, "budgets": tuple(1500 * e for e in _EPOCHS)},
 }
 
 
@@ -350,14 +353,15 @@ mixtures = Study(
     settings=_MODEL,
     together=("seed",),
     data_by_arm=True,
+    version=2,
     claims=[
         Claim(
             "The best filter depends on the budget: the best pool alone for a small one, a union for a large "
             "one.",
             _depends_on_budget,
             where="section 1 and figure 1",
-            threshold="at the largest budget some union has the lower test error than the best pool, at the "
-                      "smallest none does (95 %, all unions together)",
+            threshold="at the largest budget some union has the lower test error than the best pool, after "
+                      "two and four epochs of it none does (95 %, all unions together)",
         ),
         Claim(
             "The error of a union follows from runs on its pools alone.",
@@ -401,7 +405,7 @@ labels = Study(
     arms=_ARMS,
     axis=_samples_axis(),
     measures=("error", "validation error"),
-    profiles={**_PROFILES, "full": {**_PROFILES["full"], "seeds": 4}},
+    profiles={**_PROFILES, "full": {**_PROFILES["full"], "seeds": 6}},
     settings=_MODEL,
     together=("seed",),
     data_by_arm=True,
