@@ -132,8 +132,8 @@ def _takes_two(source: Callable[..., Any]) -> bool:
 
     if not callable(source):
         raise ValueError(
-            "a schedule is a function of (step, total), a torch scheduler, or a function from an optimizer to "
-            f"one; got {type(source).__name__}"
+            "a schedule is a function of (step, total), a torch scheduler, or a function from an optimizer "
+            f"to one; got {type(source).__name__}"
         )
     found = inspect.signature(source).parameters.values()
     plain = [one for one in found if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
