@@ -19,9 +19,11 @@ import pytest
 
 from allometry.papers import entries
 from allometry.study.cells import load, place_of
+from allometry.study.definitions import reached_of
 from allometry.study.evidence import keep, read
 from allometry.study.report import page
 from allometry.study.running import missing_extras
+from allometry.study.sources import counts, origin
 from allometry.study.study import Cell
 
 HERE = Path(__file__).parent
@@ -198,6 +200,45 @@ def told(study, cells, profile):
     if inspect.isgenerator(found):  # each time one record a cell
         return [list(records) for records in zip(*found, strict=True)]
     return [list(part) if isinstance(part, list | tuple) else [part] for part in found]
+
+
+@every_study
+def test_all_that_runs_is_hashed(study):
+    """Evidence is stale when what it reaches by name has changed: nothing else of ours may be executed."""
+    tiny(study)
+    module, file = study.home
+    lines = {}
+    for name, nodes in reached_of(file, module).items():
+        first = [min([n.lineno, *(one.lineno for one in getattr(n, "decorator_list", ()))]) for n in nodes]
+        spans = [range(start, n.end_lineno + 1) for start, n in zip(first, nodes, strict=True)]
+        lines[file if name == module else origin(name)] = spans
+    called = set()
+
+    def watch(frame, event, _):
+        if event == "call":
+            called.add(frame.f_code)
+
+    axes = [one for one in study.axes if not one.recorded]
+    values = [one.values("tiny") if one.name in study.together else one.values("tiny")[:1] for one in axes]
+    tuned = tiny(study)[0].tuned
+    for arm in (study.base, list(study.arms)[-1]):
+        cells = [Cell(arm, point, 0) for point in itertools.product(*values)]
+        place = place_of(cells[0], [one.name for one in axes])
+        profile = study.profile("tiny", tuned=tuned.get(place, tuned.get(arm, {})))
+        sys.setprofile(watch)
+        try:
+            told(study, cells, profile)
+        finally:
+            sys.setprofile(None)
+    names = {vars(one).get("__file__"): name for name, one in list(sys.modules.items()) if one is not None}
+    missed = [
+        f"{names[code.co_filename]}.{code.co_qualname}"
+        for code in called
+        if str(names.get(code.co_filename)).startswith("allometry.") and counts(names[code.co_filename])
+        if code.co_name != "<module>"
+        if not any(code.co_firstlineno in span for span in lines.get(code.co_filename, ()))
+    ]
+    assert not missed
 
 
 # --- what is judged and shown -------------------------------------------------------------------------------

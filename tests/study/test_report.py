@@ -334,7 +334,9 @@ def test_what_only_loads_modules_makes_no_evidence_stale(tmp_path):
     study.run("tiny", store=tmp_path / "store.db", workers=0, display=None).report(tmp_path / "kept")
     evidence = read(tmp_path / "kept")
     assert evidence.stale(study) == []
-    evidence.content["modules"]["allometry.extras"] = "another"
-    assert evidence.stale(study) == []
-    evidence.content["modules"]["allometry.laws.fit"] = "another"
-    assert evidence.stale(study) == ["code changed since: allometry.laws.fit"]
+    for kind in ("definitions", "modules"):  # older evidence knows modules alone
+        evidence.content[kind]["allometry.extras"] = "another"
+        assert evidence.stale(study) == []
+        evidence.content[kind]["allometry.laws.fit"] = "another"
+        assert evidence.stale(study) == ["code changed since: allometry.laws.fit"]
+        del evidence.content["definitions" if kind == "definitions" else "modules"]

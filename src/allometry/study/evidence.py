@@ -1,7 +1,7 @@
 """What a ``full`` run left behind: records, verdicts, seeds, environment, hashes of the code behind them.
 
 Evidence lies in ``evidence/<study>/``: with the user, in the repository, or inside the installed package.  It
-knows when it is stale: when a module that the study imports has changed what it does.  A result read
+knows when it is stale: when a definition that the study reaches has changed what it does.  A result read
 from it judges by the table alone, as the run did, so a reader can check a verdict without running anything.
 """
 
@@ -37,7 +37,7 @@ class Evidence:
     ----------
     content : dict
         ``study``, ``profile``, ``design``, ``verdicts``, ``table``, ``modules``, ``environment``, ``digest``,
-        ``tuned``, ``seconds``, ``device``.
+        ``definitions``, ``tuned``, ``seconds``.
     folder : Path
     """
 
@@ -64,8 +64,9 @@ class Evidence:
         if canonical(before) != canonical(now):
             differ = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             reasons.append(f"the study's {', '.join(differ)} changed since")
-        was = {name: code for name, code in self.content["modules"].items() if counts(name)}
-        modules = content["modules"]
+        kind = "definitions" if self.content.get("definitions") else "modules"  # older evidence has none
+        was = {name: code for name, code in self.content[kind].items() if counts(name)}
+        modules = content[kind]
         changed = sorted(name for name in was.keys() | modules.keys() if was.get(name) != modules.get(name))
         if changed and sorted(was.values()) != sorted(modules.values()):
             reasons.append(f"code changed since: {', '.join(changed)}")
@@ -84,8 +85,8 @@ class Evidence:
                 table[name] = pandas.to_numeric(table[name])
         return Result(
             study, told["profile"], table, digest=told["digest"],
-            modules=told["modules"], environment=told["environment"], tuned=told["tuned"],
-            tuning=told["tuning"],
+            modules=told["modules"], definitions=told.get("definitions", {}),
+            environment=told["environment"], tuned=told["tuned"], tuning=told["tuning"],
         )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def keep(result: Result, folder: str | Path) -> Path:
         "design": request["design"], "digest": result.digest,
         "verdicts": [one.to_dict() for one in result.verdicts],
         "tuned": result.tuned, "tuning": result.tuning, "seconds": seconds,
-        "environment": result.environment, "modules": result.modules,
+        "environment": result.environment, "modules": result.modules, "definitions": result.definitions,
     }  # fmt: skip
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)

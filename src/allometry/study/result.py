@@ -74,7 +74,7 @@ class Result:
     digest : str
         Of the plan.
     modules : dict
-        The code behind it, hash by module.
+        The code behind it, hash by module; ``definitions`` is of what it reaches in each.
     tuned : dict
         What was chosen for each arm; ``tuning`` has the losses it was chosen by.
     """
@@ -84,6 +84,7 @@ class Result:
     table: pandas.DataFrame
     digest: str = ""
     modules: dict[str, str] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, Any] = field(default_factory=dict)
     tuning: Any = None

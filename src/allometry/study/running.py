@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from allometry.study.cells import tasks, tuning_cells
+from allometry.study.definitions import definitions_of
 from allometry.study.execute import execute
 from allometry.study.result import Result, table_of
 from allometry.study.sources import digest_of, modules_of
@@ -43,7 +44,8 @@ def plan_of(study: Study, profile: str, seed: int = 0) -> tuple[dict[str, Any], 
     modules = modules_of(file, module if module != "__main__" else "") if file else {}
     design = study.design(profile, seed=seed)
     request = {"design": design, "code": digest_of(modules)}
-    return request, {**request, "modules": modules, "question": study.question}
+    reached = definitions_of(file, module if module != "__main__" else "") if file else {}
+    return request, {**request, "modules": modules, "definitions": reached, "question": study.question}
 
 
 def run(
@@ -135,7 +137,8 @@ def _result(study: Study, profile: str, seed: int, database: Store, plan: Plan) 
     tuned = database.find_plan("study/tuned", {"plan": plan.digest})
     return Result(
         study, profile, table_of(study, cells, database, plan), digest=plan.digest,
-        modules=dict(plan.content["modules"]), environment=dict(plan.environment),
+        modules=dict(plan.content["modules"]), definitions=dict(plan.content.get("definitions", {})),
+        environment=dict(plan.environment),
         tuned={} if tuned is None else dict(tuned.content["chosen"]),
         tuning=None if tuned is None else tuned.content["scores"],
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Which code stands behind a number: the modules that a study imports, and one hash of what they do.
 
 The hash is of the parsed code without its layout, comments and docstrings, and of the modules that the study
-reaches through imports, not of the project: a new page of the guide makes no evidence stale, a changed
-optimizer does.
+reaches through imports, not of the project: a new page of the guide is no reason to run a plan again, a
+changed optimizer is. What makes evidence stale is finer (:mod:`allometry.study.definitions`).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def modules_of(file: str | Path, name: str = "") -> dict[str, str]:
         for module in _imports(str(todo.pop())):
             if module in found or not counts(module):
                 continue
-            origin = _origin(module)
-            if origin is not None:
-                found[module] = code_digest(origin)
-                todo.append(Path(origin))
+            place = origin(module)
+            if place is not None:
+                found[module] = code_digest(place)
+                todo.append(Path(place))
     return dict(sorted(found.items()))
 
 
@@ -80,7 +80,8 @@ def code_digest(file: str) -> str:
 
 
 @functools.cache
-def _origin(module: str) -> str | None:
+def origin(module: str) -> str | None:
+    """The file of a module, where it is a Python file."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -94,7 +95,7 @@ def _imports(file: str) -> tuple[str, ...]:
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     found: list[str] = []
     rooms: dict[str, str] = {}  # names that stand for packages whose public names are loaded lazily
-    for node in _running(tree):
+    for node in running(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == ROOT:
@@ -106,35 +107,36 @@ def _imports(file: str) -> tuple[str, ...]:
             assert node.module is not None
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                if _origin(whole) is not None and _public(node.module, alias.name) is None:
+                if origin(whole) is not None and public_home(node.module, alias.name) is None:
                     found.append(whole)
                     rooms[alias.asname or alias.name] = whole
                 else:
-                    found.append(_public(node.module, alias.name) or node.module)
-    for node in _running(tree):
+                    found.append(public_home(node.module, alias.name) or node.module)
+    for node in running(tree):
         if isinstance(node, ast.Attribute):
             place = rooms.get(ast.unparse(node.value))
             if place is not None:
                 inner = f"{place}.{node.attr}"
-                found.append(_public(place, node.attr) or (inner if _origin(inner) else place))
+                found.append(public_home(place, node.attr) or (inner if origin(inner) else place))
     return tuple(dict.fromkeys(found))
 
 
-def _running(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that are ever executed: what only type checkers read is left out."""
+def running(tree: ast.AST, *, deep: bool = True) -> Iterator[ast.AST]:
+    """All nodes below that are ever executed, or the next ones alone: not what only type checkers read."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         yield node
-        yield from _running(node)
+        if deep:
+            yield from running(node)
 
 
-def _public(package: str, name: str) -> str | None:
+def public_home(package: str, name: str) -> str | None:
     """The module that defines a package's lazily loaded public name."""
     module: ModuleType | None = sys.modules.get(package)
     if module is None:
-        origin = _origin(package)
-        if origin is None or not origin.endswith("__init__.py"):
+        place = origin(package)
+        if place is None or not place.endswith("__init__.py"):
             return None
         module = importlib.import_module(package)
     inner = vars(module).get("_homes", {}).get(name)
