@@ -171,7 +171,7 @@ annealing = Study(
     "lr-annealing-law",
     question="Do two runs foretell the loss curves of schedules that were never run?",
     arms=_SCHEDULES,
-    axis=axis("step", tiny=_steps(16, 1), quick=_steps(500, 20), full=_steps(2000, 40), recorded=True),
+    axis=axis("step", tiny=_steps(16, 1), quick=_steps(400, 20), full=_steps(2000, 40), recorded=True),
     measures=("loss",),
     profiles={
         "tiny": {"seeds": 1, "width": 16, "windows": 8, "batch": 2, "warmup": 2},
@@ -267,7 +267,7 @@ paper = Paper(
     year=2024,
     arxiv="2408.11029",
     summary=(
-        "The loss at any step of any learning-rate schedule is a power of the area under the schedule so far, "
+        "The loss at any step of any learning-rate schedule is a power of the area under the schedule so far "
         "less a term for how far the rate has come down, each fall with a delay. Four constants, fitted to "
         "the logged points of one or two runs, then give the curves of schedules that were never run: a "
         "cosine from a constant and one decay, all horizons from one trunk. Beside it stand the multi-power "
