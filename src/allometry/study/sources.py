@@ -81,12 +81,24 @@ def code_digest(file: str) -> str:
 
 @functools.cache
 def origin(module: str) -> str | None:
-    """The file of a module, where it is a Python file."""
+    """The file of a module, where it is a Python file; found without importing what it lies in, or torch.
+
+    >>> origin("allometry.optim.adamw").endswith("adamw.py"), origin("allometry.optim.adamw.AdamW")
+    (True, None)
+    """
+    root, *parts = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(root)
     except (ImportError, ValueError):
         return None
-    return spec.origin if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+    if spec is None or not parts:
+        return spec.origin if spec is not None and str(spec.origin).endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        place = Path(folder, *parts)
+        for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+            if file.is_file():
+                return str(file)
+    return None
 
 
 @functools.cache
@@ -113,7 +125,7 @@ def _imports(file: str) -> tuple[str, ...]:
                 else:
                     found.append(public_home(node.module, alias.name) or node.module)
     for node in running(tree):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
             place = rooms.get(ast.unparse(node.value))
             if place is not None:
                 inner = f"{place}.{node.attr}"
