@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         forecast_onset,
         learning_rate_sensitivity,
     )
+    from allometry.measure.weight_motion import WeightDistance, distance_law
 
 open_room(
     __name__,
@@ -38,12 +39,13 @@ open_room(
         "pass_rate": ["PassCounts", "pass_at_k"],
         "scale_invariance": ["EffectiveStep", "scale_invariance"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
+        "weight_motion": ["WeightDistance", "distance_law"],
     },
 )  # fmt: skip
 
 __all__ = [
     "Capture", "Complexity", "CoordinateCheck", "EffectiveStep", "LogitStatistics", "Monitor", "Onset",
-    "Parameters", "PassCounts", "Probe", "Sensitivity", "attention_logit_statistics", "complexity",
-    "coordinate_check", "count_parameters", "flops_per_token", "forecast_onset",
-    "learning_rate_sensitivity", "mfu", "pass_at_k", "scale_invariance", "spikes",
+    "Parameters", "PassCounts", "Probe", "Sensitivity", "WeightDistance", "attention_logit_statistics",
+    "complexity", "coordinate_check", "count_parameters", "distance_law", "flops_per_token",
+    "forecast_onset", "learning_rate_sensitivity", "mfu", "pass_at_k", "scale_invariance", "spikes",
 ]  # fmt: skip

@@ -9,6 +9,13 @@ if TYPE_CHECKING:
     from allometry.models.convnet import ConvNet
     from allometry.models.gpt import GPT, GPTConfig
     from allometry.models.mlp import MLP
+    from allometry.models.normalization import (
+        GhostBatchNorm,
+        GhostBatchNorm1d,
+        GhostBatchNorm2d,
+        GhostBatchNorm3d,
+        convert_ghost_bn_,
+    )
     from allometry.models.qk_norm import NormalizedHeads, add_qk_norm_
     from allometry.models.series_forecast import forecast_horizon, forecast_series
     from allometry.models.timeseries import PatchForecaster, stack_parameters
@@ -20,6 +27,8 @@ open_room(
         "convnet": ["ConvNet"],
         "gpt": ["GPT", "GPTConfig"],
         "mlp": ["MLP"],
+        "normalization": ["GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d",
+            "convert_ghost_bn_"],
         "qk_norm": ["NormalizedHeads", "add_qk_norm_"],
         "series_forecast": ["forecast_horizon", "forecast_series"],
         "timeseries": ["PatchForecaster", "stack_parameters"],
@@ -27,6 +36,7 @@ open_room(
 )
 
 __all__ = [
-    "GPT", "MLP", "ConvNet", "GPTConfig", "KVCache", "NormalizedHeads", "PatchForecaster", "add_qk_norm_",
-    "attention", "forecast_horizon", "forecast_series", "rotary", "stack_parameters",
+    "GPT", "MLP", "ConvNet", "GPTConfig", "GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d",
+    "GhostBatchNorm3d", "KVCache", "NormalizedHeads", "PatchForecaster", "add_qk_norm_", "attention",
+    "convert_ghost_bn_", "forecast_horizon", "forecast_series", "rotary", "stack_parameters",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from allometry.optim.ema import AveragedWeights
     from allometry.optim.gradient_norm import GradientRMSNorm
     from allometry.optim.groups import Role, param_groups
+    from allometry.optim.large_batch import BatchAdaptation, GradientNoise, adapt_to_batch
     from allometry.optim.rules import WidthRule, batch_rule, decay_rule, learning_rate_rule
     from allometry.optim.schedules import (
         WSD,
@@ -34,6 +35,7 @@ open_room(
         "ema": ["AveragedWeights"],
         "gradient_norm": ["GradientRMSNorm"],
         "groups": ["Role", "param_groups"],
+        "large_batch": ["BatchAdaptation", "GradientNoise", "adapt_to_batch"],
         "rules": ["WidthRule", "batch_rule", "decay_rule", "learning_rate_rule"],
         "schedules": ["Schedule", "WSD", "as_scheduler", "constant", "cosine", "cyclic", "linear",
             "two_step", "wsd"],
@@ -42,8 +44,9 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "CrossEntropyWithZ", "GradientRMSNorm",
-    "Role", "Schedule", "WidthRule", "as_scheduler", "batch_rule", "constant", "cosine",
-    "cross_entropy_with_z", "cyclic", "decay_rule", "learning_rate_rule", "linear", "param_groups",
-    "rewarmed", "schedule_rates", "two_step", "wsd", "wsd_decay", "z_loss",
+    "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "BatchAdaptation", "CrossEntropyWithZ",
+    "GradientNoise", "GradientRMSNorm", "Role", "Schedule", "WidthRule", "adapt_to_batch", "as_scheduler",
+    "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic", "decay_rule",
+    "learning_rate_rule", "linear", "param_groups", "rewarmed", "schedule_rates", "two_step", "wsd",
+    "wsd_decay", "z_loss",
 ]  # fmt: skip

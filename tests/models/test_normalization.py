@@ -1,0 +1,89 @@
+"""Ghost batch norm: one ghost is torch's batch norm, many are as many small batches in a row."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from allometry.models import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, convert_ghost_bn_
+
+
+def norms(dims, channels=5, **options):
+    torch.manual_seed(0)
+    plain = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}[dims](channels, **options).double()
+    if plain.affine:
+        nn.init.normal_(plain.weight)
+        nn.init.normal_(plain.bias)
+    return plain, convert_ghost_bn_(copy.deepcopy(plain), 4)
+
+
+def inputs(dims, batch, channels=5):
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, channels, 3, 2)[:dims]
+    return (torch.randn(shape, generator=generator).double() * 3 + 1).requires_grad_()
+
+
+@pytest.mark.parametrize("dims", [2, 4])
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+def test_ghosts_are_small_batches_in_a_row(dims, momentum):
+    plain, ghost = norms(dims, momentum=momentum)
+    x = inputs(dims, 12)
+    theirs = torch.cat([plain(part) for part in x.split(4)])
+    (slope,) = torch.autograd.grad(theirs.pow(3).sum(), x)
+    ours = ghost(x)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    assert torch.allclose(torch.autograd.grad(ours.pow(3).sum(), x)[0], slope, atol=1e-10)
+    assert torch.allclose(ghost.running_mean, plain.running_mean, atol=1e-12)
+    assert torch.allclose(ghost.running_var, plain.running_var, atol=1e-12)
+    assert ghost.num_batches_tracked == plain.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"eps": 0.1}])
+def test_a_ghost_as_large_as_the_batch_is_batch_norm(options):
+    plain, ghost = norms(4, **options)
+    ghost.ghost_batch_size = 6
+    x = inputs(4, 6)
+    assert torch.equal(ghost(x), plain(x))
+    assert torch.equal(ghost.eval()(x), plain.eval()(x))
+
+
+def test_a_rest_is_a_ghost_or_joins_its_neighbour():
+    plain, ghost = norms(2)
+    x = inputs(2, 10)  # 4 + 4 + 2: half a ghost stands alone
+    assert torch.allclose(ghost(x), torch.cat([plain(part) for part in x.split([4, 4, 2])]), atol=1e-12)
+    plain, ghost = norms(2)
+    x = inputs(2, 9)  # 4 + 5
+    assert torch.allclose(ghost(x), torch.cat([plain(part) for part in x.split([4, 5])]), atol=1e-12)
+    assert torch.allclose(ghost.running_var, plain.running_var, atol=1e-12)
+
+
+def test_tabnets_ghosts_are_ours():
+    peer = pytest.importorskip("pytorch_tabnet.tab_network")
+    theirs, ours = peer.GBN(5, virtual_batch_size=4, momentum=0.1), GhostBatchNorm1d(5, 4)
+    x = inputs(2, 12).float()
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    assert torch.allclose(ours.running_var, theirs.bn.running_var, atol=1e-6)
+
+
+def test_a_whole_model_is_converted_and_keeps_its_parameters():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d())
+    )
+    model(torch.randn(3, 1, 4, 4))
+    before = dict(model.named_parameters())
+    assert convert_ghost_bn_(model, 8) is model
+    assert isinstance(model[1], GhostBatchNorm2d)
+    assert isinstance(model[2][1], GhostBatchNorm1d)
+    assert all(one is before[name] for name, one in model.named_parameters())
+    assert set(model.state_dict()) >= {"1.running_mean", "2.1.running_var"}
+
+
+def test_bad_sizes_and_shapes_are_refused():
+    with pytest.raises(ValueError, match="at least one sample"):
+        GhostBatchNorm(3, 0)
+    with pytest.raises(ValueError, match="one value a channel"):
+        GhostBatchNorm1d(3, 1)(torch.ones(4, 3))
+    with pytest.raises(ValueError, match="expected an input of 4 dimensions"):
+        GhostBatchNorm2d(3)(torch.ones(4, 3))
+    GhostBatchNorm2d(3, 1)(torch.randn(4, 3, 2, 2))  # one sample has four values here
