@@ -160,14 +160,16 @@ def traces(
                 )
             found.append(_risen(name, rates[: at.max() + 1].copy(), at, rows, warmup, ramp, whole=True))
             continue
+        before = None if known is None else known.get(name)
+        if "learning_rate" not in columns and before is not None and before[0][-1] >= at.max():
+            full = np.interp(np.arange(at.max() + 1), *before)
+            found.append(_risen(name, full, at, rows, warmup, ramp, whole=True))
+            continue
         if "learning_rate" not in columns:
             raise ValueError(f"run {name!r} needs a column 'learning_rate', or a schedule given for it")
         places, values = at.astype(float), np.asarray(columns["learning_rate"], dtype=float)[rows]
-        if known is not None and name in known:
-            places, values = (
-                np.concatenate([known[name][0], places]),
-                np.concatenate([known[name][1], values]),
-            )
+        if before is not None:
+            places, values = np.concatenate([before[0], places]), np.concatenate([before[1], values])
         order = np.argsort(places, kind="stable")
         places, values = places[order], values[order]
         again = np.flatnonzero(places[1:] == places[:-1])

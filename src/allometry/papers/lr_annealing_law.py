@@ -86,8 +86,7 @@ def _foretold(part: pandas.DataFrame, profile: Profile, kind: str) -> dict[str, 
         one.fit(fitted, schedules={arm: schedules[arm] for arm in _FITTED}, resamples=0)
         for arm, rates in schedules.items():
             one.remember(arm, rates)
-        told = {arm: one.predict(rows[["run", "step"]].assign(learning_rate=schedules[arm][rows["step"]]))
-                for arm, rows in table.groupby("run")}  # fmt: skip
+        told = {str(arm): one.predict(rows[["run", "step"]]) for arm, rows in table.groupby("run")}
         if kind == "annealing":
             told["delay"] = np.array([1.0 / (1.0 - one.params_["lam"])])
         return told
