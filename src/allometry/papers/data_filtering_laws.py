@@ -431,7 +431,7 @@ def _one_pool(part: pandas.DataFrame, sizes: Sequence[int]) -> UtilityLaw:
     from allometry.laws import UtilityLaw
 
     rows = part[part["pool size"].isin(sizes) & (part["epochs"] > 1)]
-    return UtilityLaw().fit(
+    return UtilityLaw(rise=_RISE).fit(
         {"samples": rows["samples"], "pool": rows["pool size"].astype(str), "pool_size": rows["pool size"],
          "error": rows["validation error"]},
         resamples=0,
@@ -491,6 +491,7 @@ half_life = Study(
     },
     settings=_MODEL,
     together=("seed",),
+    version=2,
     weight=lambda arm, size: float(size),
     claims=[
         Claim(
