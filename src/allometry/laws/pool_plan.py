@@ -178,7 +178,8 @@ def _switch(grid: Array, gap: Array) -> Array:
     last = gap.shape[1] - 1 - behind[:, ::-1].argmax(axis=1)  # the last budget at which the old union wins
     inner = np.minimum(last, gap.shape[1] - 2)
     left, right = (np.take_along_axis(gap, (inner + i)[:, None], axis=1)[:, 0] for i in (0, 1))
-    part = np.where(left > right, left / np.where(left > right, left - right, 1.0), 0.0)
+    falls = left > right
+    part = np.clip(np.where(falls, left / np.where(falls, left - right, 1.0), 0.0), 0.0, 1.0)
     log = np.log(grid)
     found = np.exp(log[inner] + part * (log[inner + 1] - log[inner]))
     return np.where(~behind.any(axis=1), 0.0, np.where(last == gap.shape[1] - 1, np.inf, found))
