@@ -80,8 +80,8 @@ def cases() -> list[Case]:
             name,
             5.0,
             peer_scale=len(_STARTS) / _SHOWN,
-            note=f"objectives {found:.6g} and {best:.6g}; ours holds the estimate of lasting noise too. The peer's "
-            f"time is that of {_SHOWN} starts scaled to {len(_STARTS)}.",
+            note=f"objectives {found:.6g} and {best:.6g}; ours holds the estimate of lasting noise too. "
+            f"The peer's time is that of {_SHOWN} starts scaled to {len(_STARTS)}.",
         ),
         Case(
             "laws: annealing law, 10 000 draws",
