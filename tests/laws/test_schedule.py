@@ -171,9 +171,9 @@ def test_the_fit_is_scipys_optimum_of_the_published_script():
         size = np.abs(residual)
         return 1e3 * np.where(size < 1e-3, 0.5 * size**2, 1e-3 * (size - 5e-4)).sum()
 
-    bounds = [(0, None)] * 4
+    bounds, options = [(0, None)] * 4, {"maxiter": 5000, "ftol": 1e-15}
     peer = min(
-        (minimize(objective, start, bounds=bounds, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 1e-15})
+        (minimize(objective, start, bounds=bounds, method="L-BFGS-B", options=options)
          for start in ([2.5, 0.5, 1.0, 0.4], [2.8, 0.3, 3.0, 0.5])),
         key=lambda one: one.fun,
     )  # fmt: skip
