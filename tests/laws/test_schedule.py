@@ -229,6 +229,14 @@ def test_steps_beyond_a_schedule_are_refused():
         AnnealingLaw().fit(log_of(schedules), schedules={name: one[:1000] for name, one in schedules.items()})
 
 
+def test_a_cosine_alone_is_said_to_tell_little_and_a_decay_off_a_trunk_is_not():
+    said = "No run keeps its learning rate"
+    cosine = AnnealingLaw().fit(log_of({"cosine": curves()["cosine"]}), resamples=0)
+    assert any(one.startswith(said) for one in cosine.warnings_)
+    trunk = AnnealingLaw().fit(log_of({"wsd": wsd_rates(4000, PEAK, decay=0.2)}), resamples=0)
+    assert not any(one.startswith(said) for one in trunk.warnings_)
+
+
 # --- the best schedule --------------------------------------------------------------------------------------
 def test_the_bound_is_the_minimum_over_all_places_of_a_drop_to_zero():
     schedules = curves()
@@ -412,3 +420,12 @@ def test_the_law_chosen_on_three_published_runs_tells_the_other_six_as_well_as_i
     assert seconds < 10.0
     alone = EffectiveRateLaw(warmup=2160).fit(read(size, FITTED), resamples=0)
     assert errors(alone, size)[0] < 0.9 * theirs
+
+
+@published_runs
+@pytest.mark.parametrize("size", ["25M", "100M"])
+def test_one_published_run_with_a_decay_tells_all_others(size):
+    law = AnnealingLaw(warmup=2160, ramp=True).fit(read(size, ["wsd_20000_24000"]), resamples=0)
+    new = read(size, sorted({*FITTED, *NEW} - {"wsd_20000_24000"}))
+    error = 100 * np.abs(law.predict(new) / new["loss"] - 1).groupby(new["run"]).mean()
+    assert error.max() < 0.5

@@ -328,7 +328,13 @@ class ResponseLaw(Estimator):
         norms = np.sqrt((slopes**2).sum(axis=0))
         values = np.linalg.svd(slopes / np.where(norms > 0, norms, 1.0), compute_uv=False)
         self.condition_ = float(values[0] / max(values[-1], 1e-300))
-        if self.condition_ > 1e4:
+        if not any(_keeps_still(one) for one in self.traces_):
+            self.warnings_.append(
+                "No run keeps its learning rate for a fifth of its steps: what training gains and what "
+                "annealing gains are hardly told apart, and predictions for other schedules may be off by "
+                "far more than their intervals; add a run that has a constant stretch."
+            )
+        elif self.condition_ > 1e4:
             self.warnings_.append(
                 f"The runs hardly tell some parameters apart (condition {self.condition_:.1e}); predictions "
                 "may be sound where parameters are not."
@@ -482,3 +488,10 @@ class ResponseLaw(Estimator):
         if not hasattr(self, "theta_"):
             raise ValueError(f"the {self.name} law has not been fitted; call fit(table) first")
         return self.theta_
+
+
+def _keeps_still(one: Trace) -> bool:
+    """Whether the rate stays near some value for at least about a fifth of the run after its warm-up."""
+    parts = [part for part in np.array_split(one.rates[one.warmup :], 11) if len(part)]
+    flat = [bool(np.ptp(part) <= 0.01 * one.rates.max()) for part in parts]
+    return any(first and second for first, second in itertools.pairwise(flat))
