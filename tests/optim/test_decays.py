@@ -67,8 +67,8 @@ def test_what_has_no_schedule_is_refused():
 
 @pytest.mark.parametrize("shape", ["linear", "sqrt", "cosine", "exponential"])
 def test_the_rates_that_laws_search_are_those_that_training_takes(shape):
-    told = wsd_rates(200, 2.0, warmup=0, decay=0.3, shape=shape, end=0.02)
-    one = functools.partial(wsd_decay, decay=0.3, floor=0.01, shape=shape)
+    told = wsd_rates(200, 2.0, warmup=20, decay=0.3, shape=shape, end=0.02)
+    one = functools.partial(wsd_decay, warmup=20, decay=0.3, floor=0.01, shape=shape)
     trained = schedule_rates(lambda step, total: one(step, total), 200, peak=2.0)
     assert told == pytest.approx(trained, rel=1e-12)
 

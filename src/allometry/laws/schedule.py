@@ -57,7 +57,7 @@ class ResponseLaw(Estimator):
     Parameters
     ----------
     warmup : int
-        Steps of linear warm-up that the logs do not show; a column ``warmup`` of the table may say it by run.
+        Steps of linear warm-up that the logs do not show; a column ``warmup`` of the table may say it too.
     ramp : bool
         Whether the warm-up counts with its small rates, or (Tissue et al., 2024) as if at full rate.
     delta : float

@@ -1,7 +1,7 @@
 """Which schedule to train with, by a law of annealing: ranking, the best of a family, all horizons of one
 trunk.
 
-A law fitted to a few runs foretells the end of any schedule in microseconds, so schedules are searched by
+A law fitted to a few runs foretells the end of any schedule in milliseconds, so schedules are searched by
 trying them. What lies far from any schedule that was measured (a step to zero, an end at zero) is a guess of
 the law: search within families that you would train anyway.
 """
@@ -66,7 +66,7 @@ def wsd_rates(
         left = {"linear": 1 - way, "sqrt": 1 - np.sqrt(way), "cosine": 0.5 * (1 + np.cos(np.pi * way))}[shape]
         rates = end + (peak - end) * left
     if warmup:
-        rates[:warmup] = peak * np.arange(warmup) / warmup
+        rates[:warmup] = peak * np.arange(1, warmup + 1) / warmup
     return rates
 
 
