@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         schedule_family,
         wsd_rates,
     )
+    from allometry.laws.schedule_table import schedule_table
     from allometry.laws.serving import Served, least_total, optimal_with_serving
     from allometry.laws.shape import Shape, shape
     from allometry.laws.shift import ShiftLaw, loglog_fit
@@ -99,6 +100,7 @@ open_room(
         "schedule_choice": ["ScheduleLaw", "forecast_schedule"],
         "schedule_search": ["best_schedule", "horizon_losses", "rank_schedules", "schedule_family",
             "wsd_rates"],
+        "schedule_table": ["schedule_table"],
         "traces": ["schedule_areas"],
         "allocate": ["Allocation", "allocate", "apportion", "compute_optimal"],
         "answers": ["Answer", "answer"],
@@ -162,6 +164,6 @@ __all__ = [
     "horizon_losses", "interaction", "law_names", "least_total", "loglog_fit", "model_size_curve",
     "optimal_k", "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
     "quantization_law", "rank_correlation", "rank_schedules", "read_runs", "regions", "resampling_curve",
-    "schedule_areas", "schedule_family", "shape", "sign_test", "slope", "two_type_model", "weak_to_strong",
-    "worth", "worth_coverage", "worth_table", "worths", "wsd_rates",
+    "schedule_areas", "schedule_family", "schedule_table", "shape", "sign_test", "slope", "two_type_model",
+    "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths", "wsd_rates",
 ]  # fmt: skip
