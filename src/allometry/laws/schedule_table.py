@@ -44,7 +44,7 @@ def schedule_table(
     -------
     DataFrame
         One row a law: ``error`` and ``worst`` (relative, mean over runs and the largest point), ``mae``,
-        ``inside`` (share of points within 90 % prediction intervals), ``seconds`` of the fit, and an error for
+        ``inside`` (share of points within 90 % prediction intervals), ``seconds`` of the fit, an error for
         each run.
 
     Raises
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Fitted to {asked.fitted}; relative errors on the other runs, in percent.", "",
         "| model | law | mean | worst point | MAE | within 90 % | fit, s of one core |", "|" + "---|" * 7,
     ]  # fmt: skip
-    for (model, law), row in every.iterrows():  # type: ignore[misc]
+    for (model, law), row in every.iterrows():
         told = f"{100 * row['error']:.4f} | {100 * row['worst']:.2f} | {row['mae']:.5f} | {row['inside']:.2f}"
         lines.append(f"| {model} | {law} | {told} | {row['seconds']:.1f} |")
     (asked.out / "schedules.md").write_text("\n".join(lines) + "\n")
