@@ -49,11 +49,13 @@ if TYPE_CHECKING:
     from allometry.laws.held_out import HeldOut, compare_laws, held_out
     from allometry.laws.law import Estimator, Law, ScalingLaw, get_law, law_names
     from allometry.laws.learning_curve import LearningCurve
+    from allometry.laws.log_linear import LogLinear, LogLinearLaw
     from allometry.laws.model_size import ModelSizeCurve, model_size_curve
     from allometry.laws.multi_power import EffectiveRateLaw, MultiPowerLaw
     from allometry.laws.pool_plan import PoolPlan, plan_pools
     from allometry.laws.precision import PrecisionLaw, quantization_law
     from allometry.laws.published import PublishedLaw, Recipe, published, published_laws, published_recipe
+    from allometry.laws.quotient import paired_ratio, ratio_interval
     from allometry.laws.repetition import DataConstrained
     from allometry.laws.resampling import (
         Ceiling,
@@ -123,10 +125,12 @@ open_room(
         "held_out": ["HeldOut", "compare_laws", "held_out"],
         "law": ["Estimator", "Law", "ScalingLaw", "get_law", "law_names"],
         "learning_curve": ["LearningCurve"],
+        "log_linear": ["LogLinear", "LogLinearLaw"],
         "model_size": ["ModelSizeCurve", "model_size_curve"],
         "pool_plan": ["PoolPlan", "plan_pools"],
         "precision": ["PrecisionLaw", "quantization_law"],
         "published": ["PublishedLaw", "Recipe", "published", "published_laws", "published_recipe"],
+        "quotient": ["paired_ratio", "ratio_interval"],
         "repetition": ["DataConstrained"],
         "resampling": ["Ceiling", "ResamplingCurve", "ceiling", "false_share_by_attempt", "resampling_curve"],
         "resampling_law": ["ResamplingLaw"],
@@ -151,19 +155,20 @@ open_room(
 __all__ = [
     "AcceptanceTable", "Allocation", "AnnealingLaw", "Answer", "Average", "Backtest", "BestCircuit",
     "BoundedPowerLaw", "BrokenPowerLaw", "Ceiling", "Chinchilla", "Contrast", "Crossover", "Curve",
-    "CurveFits", "DataConstrained", "Effect", "EffectiveRateLaw", "Estimator", "FiellerSet", "Fit", "Form",
-    "FurtherRuns", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law", "LearningCurve",
-    "ModelSizeCurve", "MultiPowerLaw", "MultiStep", "Noise", "OptimalK", "Parameter", "PoolPlan",
-    "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe", "Regions", "ResamplingCurve",
-    "ResamplingLaw", "ResponseLaw", "Runs", "ScalingLaw", "ScheduleLaw", "Served", "SetCurve", "Shape",
-    "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw", "TwoTypeModel", "UtilityLaw",
-    "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion", "backtest", "best_schedule",
-    "bootstrap", "ceiling", "compare_forms", "compare_laws", "compare_slopes", "compute_optimal",
-    "contrast", "coverage", "crossover", "false_share_by_attempt", "fieller", "fit", "fit_curves",
-    "forecast_schedule", "format_crossover", "further_runs", "get_form", "get_law", "held_out", "holm",
-    "horizon_losses", "interaction", "law_names", "least_total", "loglog_fit", "model_size_curve",
-    "optimal_k", "optimal_with_serving", "plan_pools", "published", "published_laws", "published_recipe",
-    "quantization_law", "rank_correlation", "rank_schedules", "read_runs", "regions", "resampling_curve",
-    "schedule_areas", "schedule_family", "schedule_table", "shape", "sign_test", "slope", "two_type_model",
+    "CurveFits", "DataConstrained", "Effect", "EffectiveRateLaw", "Estimator", "FiellerSet", "Fit",
+    "Form", "FurtherRuns", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law", "LearningCurve",
+    "LogLinear", "LogLinearLaw", "ModelSizeCurve", "MultiPowerLaw", "MultiStep", "Noise", "OptimalK",
+    "Parameter", "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe",
+    "Regions", "ResamplingCurve", "ResamplingLaw", "ResponseLaw", "Runs", "ScalingLaw", "ScheduleLaw",
+    "Served", "SetCurve", "Shape", "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw",
+    "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion",
+    "backtest", "best_schedule", "bootstrap", "ceiling", "compare_forms", "compare_laws",
+    "compare_slopes", "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt",
+    "fieller", "fit", "fit_curves", "forecast_schedule", "format_crossover", "further_runs", "get_form",
+    "get_law", "held_out", "holm", "horizon_losses", "interaction", "law_names", "least_total",
+    "loglog_fit", "model_size_curve", "optimal_k", "optimal_with_serving", "paired_ratio", "plan_pools",
+    "published", "published_laws", "published_recipe", "quantization_law", "rank_correlation",
+    "rank_schedules", "ratio_interval", "read_runs", "regions", "resampling_curve", "schedule_areas",
+    "schedule_family", "schedule_table", "shape", "sign_test", "slope", "two_type_model",
     "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths", "wsd_rates",
 ]  # fmt: skip

@@ -50,6 +50,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     "utility": ("utility", "UtilityLaw"),
     "precision": ("precision", "PrecisionLaw"),
     "shift": ("shift", "ShiftLaw"),
+    "log-linear": ("log_linear", "LogLinearLaw"),
 }
 _FORMS = (
     "power",
