@@ -48,7 +48,7 @@ def test_intervals_cover():
     inside = 0
     for seed in range(120):
         table, loss = data(seed, n=20)
-        law = get_law("log-linear", inputs="n+d").fit({**table, "loss": loss}, resamples=300, loss="squared")
+        law = get_law("log-linear", inputs="n+d").fit({**table, "loss": loss}, resamples=300)
         row = law.table(0.9).loc["alpha_d"]
         inside += row["low"] <= 0.07 <= row["high"]
     low, high = stats.binom.ppf([0.001, 0.999], 120, 0.9)

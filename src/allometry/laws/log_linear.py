@@ -10,6 +10,8 @@ It has no floor, so it must not be trusted far beyond the data: where a floor ca
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from allometry.laws.forms import Array, Form, Parameter
@@ -76,7 +78,7 @@ class LogLinear(Form):
 
 
 class LogLinearLaw(Law):
-    """`LogLinear` as a law over columns of a table.
+    """`LogLinear` as a law over columns of a table, by least squares unless ``fit`` is told otherwise.
 
     Parameters
     ----------
@@ -93,6 +95,7 @@ class LogLinearLaw(Law):
     """
 
     name = "log-linear"
+    fit_options: ClassVar = {"loss": "squared"}  # as published, and with one optimum
 
     def __init__(self, inputs: str | tuple[str, ...] = ("params",), target: str = "loss") -> None:
         names = tuple(inputs.split("+")) if isinstance(inputs, str) else tuple(inputs)
