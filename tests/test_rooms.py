@@ -12,8 +12,9 @@ import allometry
 from allometry.extras import MissingExtra
 from allometry.rooms import open_room
 
-ROOMS = ["laws", "measure", "data", "models", "optim", "train", "init", "quant", "infer", "study", "forecast"]
-TORCH = {"measure", "models", "optim", "train", "init", "quant", "infer"}
+ROOMS = ["laws", "measure", "data", "models", "optim", "train", "init", "grow", "quant", "infer", "study",
+         "forecast"]  # fmt: skip
+TORCH = {"measure", "models", "optim", "train", "init", "grow", "quant", "infer"}
 
 
 def room_of(name):

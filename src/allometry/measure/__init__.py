@@ -15,7 +15,9 @@ if TYPE_CHECKING:
         flops_per_token,
         mfu,
     )
+    from allometry.measure.convolution_counts import ConvolutionCounts, convolution_counts
     from allometry.measure.coordinates import CoordinateCheck, coordinate_check
+    from allometry.measure.cost import RuntimeLaw, model_call, runtime, runtime_law
     from allometry.measure.monitor import Monitor, Probe, spikes
     from allometry.measure.pass_rate import PassCounts, pass_at_k
     from allometry.measure.scale_invariance import EffectiveStep, scale_invariance
@@ -34,7 +36,9 @@ open_room(
         "capture": ["Capture"],
         "complexity": ["Complexity", "Parameters", "complexity", "count_parameters", "flops_per_token",
             "mfu"],
+        "convolution_counts": ["ConvolutionCounts", "convolution_counts"],
         "coordinates": ["CoordinateCheck", "coordinate_check"],
+        "cost": ["RuntimeLaw", "model_call", "runtime", "runtime_law"],
         "monitor": ["Monitor", "Probe", "spikes"],
         "pass_rate": ["PassCounts", "pass_at_k"],
         "scale_invariance": ["EffectiveStep", "scale_invariance"],
@@ -44,8 +48,9 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "Capture", "Complexity", "CoordinateCheck", "EffectiveStep", "LogitStatistics", "Monitor", "Onset",
-    "Parameters", "PassCounts", "Probe", "Sensitivity", "WeightDistance", "attention_logit_statistics",
-    "complexity", "coordinate_check", "count_parameters", "distance_law", "flops_per_token",
-    "forecast_onset", "learning_rate_sensitivity", "mfu", "pass_at_k", "scale_invariance", "spikes",
+    "Capture", "Complexity", "ConvolutionCounts", "CoordinateCheck", "EffectiveStep", "LogitStatistics",
+    "Monitor", "Onset", "Parameters", "PassCounts", "Probe", "RuntimeLaw", "Sensitivity", "WeightDistance",
+    "attention_logit_statistics", "complexity", "convolution_counts", "coordinate_check", "count_parameters",
+    "distance_law", "flops_per_token", "forecast_onset", "learning_rate_sensitivity", "mfu", "model_call",
+    "pass_at_k", "runtime", "runtime_law", "scale_invariance", "spikes",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.models.attention import KVCache, attention, rotary
     from allometry.models.convnet import ConvNet
+    from allometry.models.efficientnet import EfficientNetConfig, efficientnet
     from allometry.models.gpt import GPT, GPTConfig
     from allometry.models.mlp import MLP
     from allometry.models.normalization import (
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         convert_ghost_bn_,
     )
     from allometry.models.qk_norm import NormalizedHeads, add_qk_norm_
+    from allometry.models.regnet import RegNetConfig, regnet, regnet_config, resnet_config
     from allometry.models.series_forecast import forecast_horizon, forecast_series
     from allometry.models.timeseries import PatchForecaster, stack_parameters
 
@@ -25,18 +27,21 @@ open_room(
     {
         "attention": ["KVCache", "attention", "rotary"],
         "convnet": ["ConvNet"],
+        "efficientnet": ["EfficientNetConfig", "efficientnet"],
         "gpt": ["GPT", "GPTConfig"],
         "mlp": ["MLP"],
         "normalization": ["GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d",
             "convert_ghost_bn_"],
         "qk_norm": ["NormalizedHeads", "add_qk_norm_"],
+        "regnet": ["RegNetConfig", "regnet", "regnet_config", "resnet_config"],
         "series_forecast": ["forecast_horizon", "forecast_series"],
         "timeseries": ["PatchForecaster", "stack_parameters"],
     },
 )
 
 __all__ = [
-    "GPT", "MLP", "ConvNet", "GPTConfig", "GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d",
-    "GhostBatchNorm3d", "KVCache", "NormalizedHeads", "PatchForecaster", "add_qk_norm_", "attention",
-    "convert_ghost_bn_", "forecast_horizon", "forecast_series", "rotary", "stack_parameters",
+    "GPT", "MLP", "ConvNet", "EfficientNetConfig", "GPTConfig", "GhostBatchNorm", "GhostBatchNorm1d",
+    "GhostBatchNorm2d", "GhostBatchNorm3d", "KVCache", "NormalizedHeads", "PatchForecaster", "RegNetConfig",
+    "add_qk_norm_", "attention", "convert_ghost_bn_", "efficientnet", "forecast_horizon", "forecast_series",
+    "regnet", "regnet_config", "resnet_config", "rotary", "stack_parameters",
 ]  # fmt: skip

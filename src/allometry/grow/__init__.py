@@ -1,0 +1,29 @@
+"""Larger networks from smaller ones: rules that spend a budget on depth, width and resolution."""
+
+from typing import TYPE_CHECKING
+
+from allometry.rooms import open_room
+
+if TYPE_CHECKING:
+    from allometry.grow.compound import (
+        Choice,
+        Factors,
+        ScaledConfig,
+        choose_scaling,
+        compound_scale,
+        configuration_counts,
+        scaling_factors,
+    )
+
+open_room(
+    __name__,
+    {
+        "compound": ["Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale",
+            "configuration_counts", "scaling_factors"],
+    },
+)  # fmt: skip
+
+__all__ = [
+    "Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale", "configuration_counts",
+    "scaling_factors",
+]  # fmt: skip
