@@ -9,8 +9,8 @@ s(m) = c m^p with p about 0.5 to 0.7.
   excess over the least being about a power of the size.
 - A sample whose sufficient model is the grid's smallest or largest only bounds it, and is left out of the
   exponent.
-- Where the grid's largest model lacks something itself, the least is too high and the exponent too low: a grid
-  to four times the sufficient size is worth its cost.
+- Where the grid's largest model lacks something itself, the least is too high and the exponent too low: a
+  grid to four times the sufficient size is worth its cost.
 - The least of noisy errors is too low, most where the grid is large; ``selection`` chooses by other errors
   (those of a validation split) than are reported.
 """
