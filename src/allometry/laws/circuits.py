@@ -7,7 +7,7 @@ One curve through the means over instances. With x the logarithm of size and F =
   it is a sum of powers and F their log-sum-exp: convex;
 - `BestCircuit`: the best of two circuits answers, so F is the lower of two lines: concave;
 - `SoftVote`: circuits vote with weights exp(P_i) by their own pass rates P_i: a smooth turn from one to the
-  other.
+  other, concave there, a little convex beside it.
 
 Hu and others, 2023. arXiv:2310.03262 (sections on emergence). Each is a `Form` for -log of the pass rate, so
 fit, intervals and comparison are those of every law.

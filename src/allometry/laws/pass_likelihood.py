@@ -101,6 +101,7 @@ def fit_lines(
     failures: Array,
     *,
     weights: Array | float = 1.0,
+    offset: Array | float = 0.0,
     start: Lines | None = None,
     rounds: int = 60,
 ) -> Lines:
@@ -114,6 +115,8 @@ def fit_lines(
         Zero in both: not measured.
     weights : array (..., S, M)
         Less than one where a model's instances scatter about their lines by more than their counts say.
+    offset : array (M,)
+        What all lines' F differ by at each model.
     start : Lines, optional
     rounds : int
         Steps of EM, each with one Newton step.
@@ -134,7 +137,7 @@ def fit_lines(
     for _ in range(rounds):
         precision = _inverse(spread) if learns else _FLAT * np.eye(2)
         prior = np.broadcast_to(precision, (*theta.shape[:-2], 2, 2))[..., None, :, :]
-        first, second = score(values_of(theta, x), passes, failures)
+        first, second = score(values_of(theta, x) + offset, passes, failures)
         gram = _gram(weights * second, design)
         slope = (weights * first) @ design
         covariance = _inverse(gram + prior)

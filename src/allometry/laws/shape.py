@@ -126,6 +126,21 @@ def bends(x: Array) -> Array:
     return directions
 
 
+def mean_squares(found: Array, variances: Array) -> tuple[float, float, float]:
+    """Mean square of coordinates, what counting alone would make of it, and the degrees of freedom of both.
+
+    What counting blurs weighs less: each coordinate by the inverse square of its variance, of counting and of
+    the models' scatter together; the latter is found on the way.
+    """
+    scatter = float(variances.min())
+    for _ in range(5):
+        weight = 1.0 / np.maximum(variances + scatter, 1e-300) ** 2 if scatter > 0 else np.ones_like(found)
+        weight = weight / weight.sum()
+        square, counting = float(weight @ found**2), float(weight @ variances)
+        scatter = max(square - counting, float(variances.min()))
+    return square, counting, float(1.0 / (weight**2).sum())
+
+
 def judge(x: Array, found: Array, variances: Array, slope: float, *, level: float = 0.95) -> Shape:
     """The shape from coordinates along `bends` and their variances from counting, both ``(n - 2,)``.
 
@@ -135,13 +150,13 @@ def judge(x: Array, found: Array, variances: Array, slope: float, *, level: floa
 
     span, sizes = float(np.ptp(x)), len(np.unique(np.round(x, 9)))
     scale = float(bends(x)[:, 0] @ (x - x.mean()) ** 2)  # the coordinate of x^2 itself
-    curvature, degrees = float(found[0]) / scale, len(found) - 1
-    if sizes < FEWEST_SIZES or degrees < 1:
+    curvature = float(found[0]) / scale
+    if sizes < FEWEST_SIZES:
         nothing = Interval(curvature, -np.inf, np.inf, level)
         change = Interval(-2 * curvature * span / slope if slope else np.nan, -np.inf, np.inf, level)
         return Shape("undecidable", curvature, nothing, float("nan"), change, sizes)
-    scatter = float(np.mean(found[1:] ** 2 - variances[1:]))
-    error = np.sqrt(variances[0] + max(scatter, 0.0)) / scale
+    square, counting, degrees = mean_squares(found[1:], variances[1:])
+    error = np.sqrt(variances[0] + max(square - counting, 0.0)) / scale
     # rounding is noise too: a curve without any is known to some twelve digits
     error = max(error, 1e-12 * abs(slope) / span)
     half = float(t.ppf(0.5 + level / 2, degrees)) * error

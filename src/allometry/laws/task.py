@@ -16,7 +16,7 @@ t does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -31,7 +31,7 @@ from allometry.laws.pass_likelihood import (
     values_of,
     variance_of,
 )
-from allometry.laws.shape import Shape, bends, judge
+from allometry.laws.shape import Shape, bends, judge, mean_squares
 from allometry.laws.task_table import Cells, PassColumns
 from allometry.laws.uncertainty import Interval
 
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["TaskLaw"]
 
 Array = NDArray[np.float64]
+_BENDING = 12  # Newton steps for the common deviation, each with the lines refitted
+_FARTHEST = (
+    1.5  # deviation of F of one instance on one model: beyond, the score's line through zero is no guide
+)
 _ROUNDS = 12  # of EM for a resample, started at the fit
 _AT_ONCE = 2_000_000  # cells of resamples in one batch, for memory
 
@@ -54,7 +58,7 @@ class _Scatter:
     instance: float  # of each instance on it
     found: float  # mean square along the bends
     counting: float  # what counting alone would make of it
-    degrees: int
+    degrees: float
 
 
 @dataclass(frozen=True)
@@ -163,38 +167,49 @@ class TaskLaw(PassColumns):
             weights = 1.0 / (1.0 + scatter**2 * known)
         return fit_lines(x, passes, failures, weights=weights, start=start, rounds=rounds)
 
-    def _bent(self, lines: Lines, scatter: float) -> tuple[Array, Array]:
-        """Coordinates of all models' common deviation from the lines along `bends`, and their variances."""
+    def _bent(self, lines: Lines, scatter: float) -> tuple[Array, Array, Array]:
+        """All models' common deviation from the lines along `bends`, the variances that counting gives it,
+        and F ``(S, M)`` with it: the most probable deviation, the lines moving with it."""
         cells = self.cells_
-        f = values_of(lines.theta, cells.x)
-        first, _ = score(f, cells.passes, cells.failures)
-        known = cells.information(f)
-        weight = 1.0 / (1.0 + scatter**2 * known)
-        known = weight * known
         design = np.stack([np.ones_like(cells.x), -cells.x], axis=1)
         basis = bends(cells.x)
-        across = np.einsum("md,sm,mk->sdk", design, known, basis)
-        gram = np.einsum("md,sm,me->sde", design, known, design)
-        precision = np.linalg.inv(lines.spread) if np.isfinite(lines.spread).all() else np.zeros((2, 2))
-        taken = across.transpose(0, 2, 1) @ np.linalg.solve(gram + precision + 1e-9 * np.eye(2), across)
-        information = (basis.T * known.sum(axis=0)) @ basis - taken.sum(axis=0)
-        inverse = np.linalg.inv(information)
-        return inverse @ (basis.T @ (weight * first).sum(axis=0)), np.diag(inverse)
+        found = np.zeros(basis.shape[1])
+        precision = np.linalg.inv(lines.spread) if len(cells.instances) > 1 else np.zeros((2, 2))
+        for _ in range(_BENDING):
+            f = values_of(lines.theta, cells.x) + basis @ found
+            known = cells.information(f)
+            weight = 1.0 / (1.0 + scatter**2 * known)
+            known = weight * known
+            across = np.einsum("md,sm,mk->sdk", design, known, basis)
+            gram = np.einsum("md,sm,me->sde", design, known, design)
+            taken = across.transpose(0, 2, 1) @ np.linalg.solve(gram + precision + 1e-9 * np.eye(2), across)
+            information = (basis.T * known.sum(axis=0)) @ basis - taken.sum(axis=0)
+            # where the counts say nothing of a bend it stays near none, with a variance that says so
+            inverse = np.linalg.inv(information + 1e-3 * np.eye(len(found)))
+            first, _ = score(f, cells.passes, cells.failures)
+            move = inverse @ (basis.T @ (weight * first).sum(axis=0))
+            found = found + move * min(1.0, 1.0 / max(np.abs(basis @ move).max(), 1e-300))
+            lines = fit_lines(
+                cells.x, cells.passes, cells.failures, weights=weight, offset=basis @ found, start=lines,
+                rounds=10,
+            )  # fmt: skip
+            if np.abs(move).max() < 1e-4:
+                break
+        return found, np.diag(inverse), values_of(lines.theta, cells.x) + basis @ found
 
     def _measure_scatter(self, lines: Lines, scatter: float) -> _Scatter:
         cells = self.cells_
-        found, variances = self._bent(lines, scatter)
-        square, counting = float(np.mean(found**2)), float(variances.mean())
-        f = values_of(lines.theta, cells.x)
+        found, variances, f = self._bent(lines, scatter)
+        square, counting, degrees = mean_squares(found, variances)
         known = cells.information(f)
         first, _ = score(f, cells.passes, cells.failures)
-        left = first / np.maximum(known, 1e-12) - bends(cells.x) @ found
+        left = np.clip(first / np.maximum(known, 1e-12), -_FARTHEST, _FARTHEST)
         told = (known / (1.0 + known)) ** 2 * cells.measured
         cells_left = float(told.sum() - lines.absorbed - len(found))
         excess = float((told * (left**2 - 1.0 / np.maximum(known, 1e-12))).sum())
         one = excess / cells_left if len(cells.instances) > 1 and cells_left > 1 else 0.0
         run = np.sqrt(max(square - counting, 0.0))
-        return _Scatter(run, np.sqrt(max(one, 0.0)), square, counting, len(found))
+        return _Scatter(run, np.sqrt(max(one, 0.0)), square, counting, degrees)
 
     def _resample(self, count: int, generator: np.random.Generator) -> _Draws:
         cells, lines, scatter = self.cells_, self.lines_, self.scatter_
@@ -265,27 +280,23 @@ class TaskLaw(PassColumns):
 
     # --- what it foretells -------------------------------------------------------------------------------
     def predict(self, table: Any) -> Array:
-        """Pass rates ``(m,)``: the mean over instances, or those of the instances that a column names."""
+        """Mean pass rates ``(m,)`` over the instances."""
         self._fitted()
         if self.level == "dataset":
             return self.set_.predict(table)
-        columns = self.read(table, target=False)
-        return self._rates(self.lines_.theta, self.lines_.covariance, columns)
+        return self.predict_each(table).mean(axis=0)
 
-    def _rates(self, theta: Array, covariance: Array, columns: Mapping[str, Any]) -> Array:
-        """Expected pass rates (..., m) of models of given sizes, luck and what is not known averaged over."""
-        x = np.log(columns["params"]) - self.cells_.centre
-        places, row = np.unique(x, return_inverse=True)
+    def predict_each(self, table: Any) -> Array:
+        """Pass rates ``(S, m)`` of the instances, in the order of ``instances_``."""
+        self._by_instance()
+        params = self.read(table, target=False)["params"]
+        return self._rates(self.lines_.theta, self.lines_.covariance, params)
+
+    def _rates(self, theta: Array, covariance: Array, params: Array) -> Array:
+        """Expected pass rates (..., S, m) of models of given sizes, over luck and what is not known."""
+        x, row = np.unique(np.log(params) - self.cells_.centre, return_inverse=True)
         luck = self.scatter_.instance**2 + self.scatter_.run**2
-        variance = variance_of(covariance, places) + luck
-        each = mean_pass_rate(values_of(theta, places), variance)  # (..., S, places)
-        if "instance" not in columns or not self._named(columns["instance"]):
-            return each.mean(axis=-2)[..., row]
-        index = np.searchsorted(self.instances_, columns["instance"])
-        return each[..., index, row]
-
-    def _named(self, instances: NDArray[Any]) -> bool:
-        return bool(np.isin(instances, self.instances_).all())
+        return mean_pass_rate(values_of(theta, x), variance_of(covariance, x) + luck)[..., row]
 
     def interval(self, table: Any, level: float = 0.9, kind: str = "mean") -> Interval:
         """Pass rates with limits ``(m,)``: of models of that size on the whole (``"mean"``), or of what
@@ -297,33 +308,36 @@ class TaskLaw(PassColumns):
             raise ValueError(f"kind must be 'mean' or 'prediction', not {kind!r}")
         if self._draws is None:
             raise ValueError("intervals need resamples; fit with resamples=1000")
-        columns = self.read(table, target=False)
-        value = self.predict(table)
-        told = self._rates(self._draws.theta, self._draws.covariance, columns)
+        params = self.read(table, target=False)["params"]
+        places, row = np.unique(params, return_inverse=True)
+        value = self.predict({"params": places})
+        told = self._rates(self._draws.theta, self._draws.covariance, places).mean(axis=-2)
         nothing = np.zeros((*self._draws.truth.shape[:-1], 2, 2))
-        truth = self._rates(self._draws.truth, nothing, columns)
-        if kind == "prediction":
-            truth = self._measured_anew(columns)
+        if kind == "mean":
+            truth = self._rates(self._draws.truth, nothing, places).mean(axis=-2)
+        else:
+            truth = self._measured_anew(places)
         with np.errstate(divide="ignore"):
             error = np.log(-np.log(told)) - np.log(-np.log(truth))
             best = np.log(-np.log(value))
-            low, high = best - np.quantile(error, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return Interval(value, np.exp(-np.exp(low)), np.exp(-np.exp(high)), level)
+            # drawn values, not between them: luck may take a rate to 0 or 1, and F to infinity
+            tails = np.quantile(error, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
+            low, high = best - tails
+        return Interval(value[row], np.exp(-np.exp(low))[row], np.exp(-np.exp(high))[row], level)
 
-    def _measured_anew(self, columns: Mapping[str, Any]) -> Array:
-        """Pass rates (B, m) that new models of these sizes would show, counted as the old were."""
+    def _measured_anew(self, params: Array) -> Array:
+        """Mean pass rates (B, m) that new models of these sizes would show, counted as the old were."""
         draws, generator = self._draws, np.random.default_rng(1)
         assert draws is not None
-        x = np.log(columns["params"]) - self.cells_.centre
-        places, row = np.unique(x, return_inverse=True)
-        out = np.empty((len(draws.run), len(places)))
-        each = max(1, _AT_ONCE // max(1, self.cells_.passes.size))
+        x = np.log(params) - self.cells_.centre
+        out = np.empty((len(draws.run), len(x)))
+        each = max(1, _AT_ONCE // max(1, len(self.instances_) * len(x)))
         for first in range(0, len(draws.run), each):
             part = slice(first, first + each)
-            f = values_of(draws.truth[part], places)
-            f = f + self._luck(draws.run[part], places, len(self.instances_), generator)
+            f = values_of(draws.truth[part], x)
+            f = f + self._luck(draws.run[part], x, len(self.instances_), generator)
             out[part] = self.cells_.recount(f, generator).mean(axis=-2)
-        return out[:, row]
+        return out
 
     # --- shape -------------------------------------------------------------------------------------------
     def growth_shape(self, level: float = 0.95) -> Shape:
@@ -334,7 +348,7 @@ class TaskLaw(PassColumns):
         self._fitted()
         if self.level == "dataset":
             return self.set_.growth_shape(level)
-        found, variances = self._bent(self.lines_, self.scatter_.instance)
+        found, variances, _ = self._bent(self.lines_, self.scatter_.instance)
         slope = float(self.lines_.theta[:, 1].mean())
         return judge(self.cells_.x, found, variances, slope, level=level)
 
