@@ -72,3 +72,17 @@ def test_what_cannot_be_fitted_is_refused():
         runtime_law(table, counts=("parameters",))
     with pytest.raises(ValueError, match="at least one call"):
         runtime({})
+
+
+def test_a_network_left_out_is_foretold_by_the_others():
+    """The closed form agrees with fits that really leave each network out, to 1e-10."""
+    table = _networks(np.random.default_rng(3), 9)
+    table["seconds"] = table["activations"] * np.exp(np.random.default_rng(4).normal(0, 0.3, len(table)))
+    logs = np.log(table)
+    found = runtime_law(table).left_out
+    for name in ("flops", "activations"):
+        for place in range(len(table)):
+            rest = logs.drop(index=place)
+            slope, constant = np.polyfit(rest[name], rest["seconds"], 1)
+            miss = logs.loc[place, "seconds"] - constant - slope * logs.loc[place, name]
+            assert found.loc[place, name] == pytest.approx(miss, abs=1e-10)

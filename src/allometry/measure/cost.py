@@ -135,6 +135,9 @@ class RuntimeLaw:
         deviation in natural logarithms), ``correlation`` of the logarithms.
     together : pandas.DataFrame
         All counts in one fit: ``exponent``, ``low``, ``high``.
+    left_out : pandas.DataFrame
+        One row a network, one column a count: log time less what the count alone says of it, fitted to all
+        other networks.
     residual : float
         Of the fit of all counts.
     constant : float
@@ -143,6 +146,7 @@ class RuntimeLaw:
 
     alone: pandas.DataFrame
     together: pandas.DataFrame
+    left_out: pandas.DataFrame
     residual: float
     constant: float
 
@@ -214,9 +218,12 @@ def runtime_law(
          for k, (name, row) in enumerate(zip(counts, rows, strict=True), start=1)},
         index=["exponent", "low", "high", "residual", "correlation"],
     ).T  # fmt: skip
+    left_out = pandas.DataFrame(
+        {name: _left_out(logs[:, k], logs[:, 0]) for k, name in enumerate(counts, start=1)}, index=table.index
+    )
     joint, residual, constant = _line(logs[:, 1:], logs[:, 0], level)
     together = pandas.DataFrame(joint, columns=["exponent", "low", "high"], index=list(counts))
-    return RuntimeLaw(alone, together, residual, constant)
+    return RuntimeLaw(alone, together, left_out, residual, constant)
 
 
 def _line(
@@ -233,3 +240,12 @@ def _line(
     errors = residual * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
     half = stats.t.ppf(0.5 + level / 2, freedom) * errors
     return np.column_stack([found, found - half, found + half])[1:], residual, float(found[0])
+
+
+def _left_out(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Residuals of lines fitted without the point itself: residual / (1 - leverage)."""
+    import numpy as np
+
+    design = np.column_stack([np.ones(len(x)), x])
+    hat = design @ np.linalg.pinv(design)
+    return np.asarray((y - hat @ y) / (1 - np.diag(hat)))
