@@ -188,8 +188,8 @@ class _Lanes:
         self.at = int(lengths.min())  # the position that is decided next
         self.cache: _RowCache | None = None
         if hasattr(sampler.model, "new_cache"):
-            shape = sampler.model.new_cache(0)
-            self.cache = _RowCache(shape, len(prompts), total)
+            make: Any = sampler.model.new_cache
+            self.cache = _RowCache(make(0), len(prompts), total)
             first = sampler._logits(padded[:, : self.at].to(device), self.cache)[:, -1]
             self.logits, self.cache = first[rows], self.cache.rows(rows)
 

@@ -154,7 +154,8 @@ class SetCurve(PassColumns, Law):
     shape_of: ClassVar[type[Form]] = PowerLaw
 
     def __init__(self) -> None:
-        self.form = self.shape_of("params") if self.shape_of is PowerLaw else self.shape_of()  # type: ignore[call-arg]
+        self.form = self.shape_of()
+        self.form.inputs = ("params",)
 
     def fit(self, table: Any, *, resamples: int = 1000, random_state: int = 0, **options: Any) -> Self:
         """As `Law.fit`, to -log of the mean pass rate of each model.

@@ -162,12 +162,11 @@ def judge(x: Array, found: Array, variances: Array, slope: float, *, level: floa
     half = float(t.ppf(0.5 + level / 2, degrees)) * error
     interval = Interval(curvature, curvature - half, curvature + half, level)
     pvalue = float(2 * t.sf(abs(curvature) / error, degrees))
-    ends = (
-        sorted(-2 * span / slope * one for one in (interval.low, interval.high))
-        if slope
-        else [-np.inf, np.inf]
-    )
-    change = Interval(-2 * curvature * span / slope if slope else np.nan, *ends, level)
+    change = Interval(np.nan, -np.inf, np.inf, level)
+    if slope:
+        share = -2 * span / slope
+        low, high = sorted((share * interval.low, share * interval.high))
+        change = Interval(share * curvature, low, high, level)
     kind: Kind = "undecidable"
     if pvalue < 1 - level:
         kind = "emerging" if curvature < 0 else "sub-scaling"

@@ -24,15 +24,15 @@ Array = NDArray[np.float64]
 class PassColumns(Estimator):
     """What all laws of pass rates read: sizes and counts; the target is the mean pass rate of a size."""
 
-    columns: Mapping[str, str] = {"params": "non-embedding parameters of the model"}
-    optional: Mapping[str, str] = {  # the first two are what the target is made of
+    columns: ClassVar[Mapping[str, str]] = {"params": "non-embedding parameters of the model"}
+    optional: ClassVar[Mapping[str, str]] = {  # the first two are what the target is made of
         "successes": "draws that passed",
         "trials": "draws made",
         "instance": "which question",
         "censored": "1 where the number of draws ended the sampling, 0 where the r-th pass did",
         "chance": "probability with which a random guess passes",
     }
-    target: str = "pass rate"
+    target: ClassVar[str] = "pass rate"
     synonyms: ClassVar[Mapping[str, Sequence[str]]] = {
         "successes": ("passes", "passed", "correct", "num_correct"),
         "trials": ("samples", "draws", "num_samples", "k"),
@@ -97,9 +97,9 @@ class Cells:
         if (params <= 0).any():
             raise ValueError(f"params must be positive, not {params[params <= 0][0]:g}")
         if ((s < 0) | (s > k) | (k <= 0)).any():
-            row = int(np.flatnonzero((s < 0) | (s > k) | (k <= 0))[0])
-            raise ValueError(f"row {row} has {s[row]:g} successes in {k[row]:g} trials")
-        names = columns.get("instance", np.zeros(len(params), dtype=int))
+            bad = int(np.flatnonzero((s < 0) | (s > k) | (k <= 0))[0])
+            raise ValueError(f"row {bad} has {s[bad]:g} successes in {k[bad]:g} trials")
+        names = np.asarray(columns.get("instance", np.zeros(len(params), dtype=int)))
         instances, row = np.unique(names, return_inverse=True)
         runs = np.unique(columns["run"].astype(str), return_inverse=True)[1] if "run" in columns else 0 * row
         models, column = np.unique(np.stack([params, runs], axis=1), axis=0, return_inverse=True)
@@ -112,7 +112,8 @@ class Cells:
             raise ValueError("no draw passed at any size: draw more, or measure larger models")
         place = row * len(sizes) + column.ravel()
         shape = (len(instances), len(sizes))
-        passes, trials = (np.bincount(place, one, np.prod(shape)).reshape(shape) for one in (s, k))
+        cells = len(instances) * len(sizes)
+        passes, trials = (np.bincount(place, one, cells).reshape(shape).astype(float) for one in (s, k))
         r, cap = 0, np.inf
         if "censored" in columns and np.bincount(place).max() == 1:
             censored = columns["censored"] > 0
@@ -188,7 +189,7 @@ class Cells:
         if over.any():
             passes[over] = _fewer_than(self.r, self.cap, p[over], generator)
             trials[over] = self.cap
-        return passes, trials
+        return np.asarray(passes), np.asarray(trials)
 
     def by_size(self, level: float = 0.95) -> pandas.DataFrame:
         """What was measured at each model: ``params``, ``pass_rate``, limits, and whether it is only a bound.
@@ -248,8 +249,8 @@ def _above_chance(columns: Mapping[str, Any]) -> str:
 
     chance = columns["chance"]
     sizes, group = np.unique(columns["params"], return_inverse=True)
-    s, k, g = (np.bincount(group, columns[one]) for one in ("successes", "trials", "chance"))
-    g = g / np.bincount(group)
+    s, k, total = (np.bincount(group, columns[one]) for one in ("successes", "trials", "chance"))
+    g = total / np.bincount(group)
     low = beta.ppf(0.025, np.maximum(s, 1e-9), k - s + 1)
     lost = low <= g
     if lost.any():

@@ -162,8 +162,8 @@ class PassCounts:
         """Pass rates beyond chance g, (p - g)/(1 - g), with their limits ``(S,)``; below zero where a rate is
         under chance."""
         told = self.interval(level)
-        move = [(one - self.chance) / (1 - self.chance) for one in told]
-        return Interval(*move, level)
+        value, low, high = ((one - self.chance) / (1 - self.chance) for one in told)
+        return Interval(value, low, high, level)
 
     def pass_at_k(self, k: int) -> Array:
         """As the function `pass_at_k`."""
