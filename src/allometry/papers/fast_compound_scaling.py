@@ -343,26 +343,45 @@ def _no_worse(result: Result) -> Test:
     return functools.reduce(lambda a, b: a & b, tests)
 
 
+def _alike(result: Result) -> Test:
+    tests = []
+    for arm in ("uniform", "width", "depth"):
+        apart = 100 * (result.values(arm, "error") - result.values("fast", "error"))
+        tests.append(Estimate.of(apart, what=f"points between {arm} and fast").within(-1.0, 1.0))
+    return functools.reduce(lambda a, b: a & b, tests)
+
+
 accuracy = Study(
     "fast-compound-scaling/accuracy",
     question="Does it matter to accuracy which dimension takes the growth?",
-    arms={name: dict(_RULES[name]) for name in ("uniform", "fast", "width", "depth")},
+    # what is asked for differs so that what is reached does not: 3.65 to 3.77 times the base
+    arms={
+        name: {**_RULES[name], "asked": asked}
+        for name, asked in (("uniform", 0.9), ("fast", 1.0), ("width", 1.0), ("depth", 1.1))
+    },
     axis=axis("factor", 4),
     measures=("error", "loss"),
     profiles={
         "tiny": {"seeds": 1, "images": 128, "epochs": 1, "test": 100},
         "quick": {"seeds": 1, "images": 2000, "epochs": 1, "test": 2000},
-        "full": {"seeds": 4, "images": 8000, "epochs": 2, "test": 10_000},
+        "full": {"seeds": 3, "images": 8000, "epochs": 2, "test": 10_000},
     },
     settings={"batch": 64, "rate": 0.1, "decay": 5e-5},
     claims=[
         Claim(
-            "At equal multiply-adds accuracy hardly cares which dimension has grown.",
+            "At equal multiply-adds the fast rule loses no accuracy.",
             _no_worse,
             where="section 5, figure on accuracy of scaled networks",
-            threshold="the fast rule's test error is at most a point above that of uniform compounding, of "
-                      "width alone and of depth alone (95 %); contradicted above a point",
-        )
+            threshold="its test error is at most a point above that of uniform compounding, of width alone "
+                      "and of depth alone (95 %); contradicted above a point",
+        ),
+        Claim(
+            "At equal multiply-adds accuracy hardly cares which dimension has grown.",
+            _alike,
+            where="section 4, figure on scaling one dimension",
+            threshold="test errors of uniform compounding, width alone and depth alone are within a point of "
+                      "the fast rule's (95 %)",
+        ),
     ],
 )  # fmt: skip
 
@@ -390,7 +409,7 @@ def _trained(arm: Any, factor: float, seed: int, profile: Profile) -> dict[str, 
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what is reached is recorded
-        found = compound_scale(base, arm["rule"], factor)
+        found = compound_scale(base, arm["rule"], arm["asked"] * factor)
     known, test, digest = _images(profile.images, profile.test)
     # all arms are given the same images, of 28 pixels, and see them at their own resolution
     model = torch.nn.Sequential(
