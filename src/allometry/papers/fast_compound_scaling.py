@@ -13,7 +13,7 @@ import functools
 import hashlib
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from allometry.papers import Paper
 from allometry.study import Claim, Estimate, Profile, Result, Study, Test, axis
@@ -312,7 +312,9 @@ times = Study(
 
 
 @times.trial
-def _timed(arm: Any, factor: float, kind: str, seed: int, profile: Profile) -> dict[str, Any]:
+def _timed(
+    arm: Any, factor: float, kind: Literal["infer", "train"], seed: int, profile: Profile
+) -> dict[str, Any]:
     """A scaled network beside the base, in turn, so that a machine that slows down slows both."""
     import torch
 
