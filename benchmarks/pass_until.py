@@ -1,4 +1,4 @@
-"""Sampling until it passes beside a Python loop around ``generate``; many lines at once beside SciPy in a loop.
+"""Sampling until it passes beside a Python loop around ``generate``; lines at once beside SciPy in a loop.
 
 The loop is what a user would write: for one instance after the other, ``generate`` a batch of draws, look for
 passes, stop at the r-th. It gets the same model, the same batch, the same number of new tokens and the same
