@@ -111,13 +111,13 @@ gap = Study(
         "small", "large", "large sqrt", "large sqrt ghost", "large sqrt regime", "large linear",
         "large noise",
     ),
-    axis=axis("batch", 256, 512, 1024, tiny=(128,), quick=(256, 512)),
+    axis=axis("batch", 256, 1024, tiny=(128,), quick=(256, 512)),
     measures=("error", "loss"),
     data_by_arm=True,  # an arm is a batch size
     profiles={
         "tiny": {"seeds": 1, "images": 512, "epochs": 1, "width": 16},
         "quick": {"seeds": 2, "images": 2000, "epochs": 6},
-        "full": {"seeds": 5, "epochs": 12},
+        "full": {"seeds": 4, "epochs": 12},
     },
     settings={"images": 8000, "size": 14, "width": 128, "depth": 5, "decay": 1e-4, "clip": 5.0, "rate": 0.1},
     claims=[
