@@ -39,7 +39,7 @@ _ACCURATE = ("d1_w1_g1_r1", "d1_w1_g1", "fast")
 
 
 class Scalable(Protocol):
-    """What can be scaled: `RegNetConfig`, `EfficientNetConfig`, or a configuration of one's own."""
+    """What can be scaled: `RegNetConfig`, `EfficientNetConfig`, `ResNetRSConfig`, or one's own."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -242,7 +242,26 @@ def compound_scale(
     >>> larger.config.depths, round(larger.flops, 2), round(larger.activations, 2)
     ((1, 1, 5, 8), 3.9, 1.89)
     """
-    factors = scaling_factors(rule, factor, alpha=alpha)
+    return reach(config, scaling_factors(rule, factor, alpha=alpha), _name(rule), factor, base)
+
+
+def reach(
+    config: Scalable, factors: Factors, rule: str, factor: float, base: ConvolutionCounts | None = None
+) -> ScaledConfig:
+    """Scale a configuration by given factors, count what that gives, and warn where it is far off.
+
+    Parameters
+    ----------
+    config
+        As in `compound_scale`.
+    factors : Factors
+    rule : str
+        A name for them.
+    factor : float
+        Of multiply-adds that was asked for.
+    base : ConvolutionCounts, optional
+        Of ``config``.
+    """
     base = base or configuration_counts(config)
     larger = config.scaled(
         depth=factors.depth, width=factors.width, group=factors.group, resolution=factors.resolution
@@ -255,10 +274,10 @@ def compound_scale(
             reason = "group widths that do not grow with widths (give g the weight of w), or rounding"
         warnings.warn(
             f"rule {rule!r} was asked for {factor:g} times the multiply-adds and gives {reached:.3g} times, "
-            f"because of {reason}", stacklevel=2,
+            f"because of {reason}", stacklevel=3,
         )  # fmt: skip
     return ScaledConfig(
-        larger, _name(rule), factor, factors, reached, counts.parameters / base.parameters,
+        larger, rule, factor, factors, reached, counts.parameters / base.parameters,
         counts.activations / base.activations, counts,
     )  # fmt: skip
 
