@@ -153,6 +153,12 @@ def test_counts_and_a_table_say_the_same():
     assert again.interval({"params": NEXT}).low == pytest.approx(fitted.interval({"params": NEXT}).low)
 
 
+def test_truth_may_be_written_out():
+    table, _ = world(4, instances=6, cap=200)
+    written = TaskLaw().fit(table | {"censored": np.where(table["censored"], "True", "False")}, resamples=0)
+    assert written.params_ == TaskLaw().fit(table, resamples=0).params_
+
+
 def test_an_instance_is_foretold_by_its_own_line():
     table, _ = world(6, instances=5, r=0, cap=10**6)
     law = get_law("task").fit(table, resamples=0)

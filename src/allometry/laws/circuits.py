@@ -138,7 +138,7 @@ class Vote(_TwoLines):
 class SetCurve(PassColumns, Law):
     """The task law for the mean pass rate of a set: log(-log mean) is a line in log size.
 
-    The columns are those of `TaskLaw`; sizes at which nothing passed are left out, with a warning, since a
+    A is c. The columns are those of `TaskLaw`; sizes at which nothing passed are left out, with a warning, since a
     mean of zero has no such logarithm (`TaskLaw` at level "instance" uses them).
 
     Examples
@@ -186,11 +186,6 @@ class SetCurve(PassColumns, Law):
         self.measured_ = columns
         self.warnings_ = [*self.cells_.warnings, *self.fit_.warnings]
         return self
-
-    @property
-    def params_(self) -> dict[str, float]:
-        found = dict(self._fitted().params)
-        return {"log_c": float(np.log(found.pop("A"))), **found} if "A" in found else found
 
     @property
     def aicc(self) -> float:

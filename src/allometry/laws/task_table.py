@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Cells", "PassColumns", "draw", "from_counts", "pass_rates"]
 
 Array = NDArray[np.float64]
+_TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
 
 class PassColumns(Estimator):
@@ -53,6 +54,12 @@ class PassColumns(Estimator):
                     )
             found[self.target] = pass_rates(found)
         return found
+
+    def _numbers(self, column: str, values: NDArray[Any]) -> Array:
+        """As every law's; a table's True and False, also as text, are 1 and 0."""
+        if column == "censored":
+            values = np.array([_TRUTH.get(str(one).strip().lower(), one) for one in values])
+        return super()._numbers(column, values)
 
 
 @dataclass(frozen=True)
