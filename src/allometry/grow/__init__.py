@@ -14,16 +14,18 @@ if TYPE_CHECKING:
         configuration_counts,
         scaling_factors,
     )
+    from allometry.grow.resnet_rs import resnet_rs_rule, scaling_regime
 
 open_room(
     __name__,
     {
         "compound": ["Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale",
             "configuration_counts", "scaling_factors"],
+        "resnet_rs": ["resnet_rs_rule", "scaling_regime"],
     },
 )  # fmt: skip
 
 __all__ = [
     "Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale", "configuration_counts",
-    "scaling_factors",
+    "resnet_rs_rule", "scaling_factors", "scaling_regime",
 ]  # fmt: skip

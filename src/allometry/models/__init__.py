@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from allometry.models.qk_norm import NormalizedHeads, add_qk_norm_
     from allometry.models.regnet import RegNetConfig, regnet, regnet_config, resnet_config
+    from allometry.models.resnet_rs import ResNetRSConfig, resnet_rs, resnet_rs_config
     from allometry.models.series_forecast import forecast_horizon, forecast_series
     from allometry.models.timeseries import PatchForecaster, stack_parameters
 
@@ -34,6 +35,7 @@ open_room(
             "convert_ghost_bn_"],
         "qk_norm": ["NormalizedHeads", "add_qk_norm_"],
         "regnet": ["RegNetConfig", "regnet", "regnet_config", "resnet_config"],
+        "resnet_rs": ["ResNetRSConfig", "resnet_rs", "resnet_rs_config"],
         "series_forecast": ["forecast_horizon", "forecast_series"],
         "timeseries": ["PatchForecaster", "stack_parameters"],
     },
@@ -42,6 +44,7 @@ open_room(
 __all__ = [
     "GPT", "MLP", "ConvNet", "EfficientNetConfig", "GPTConfig", "GhostBatchNorm", "GhostBatchNorm1d",
     "GhostBatchNorm2d", "GhostBatchNorm3d", "KVCache", "NormalizedHeads", "PatchForecaster", "RegNetConfig",
-    "add_qk_norm_", "attention", "convert_ghost_bn_", "efficientnet", "forecast_horizon", "forecast_series",
-    "regnet", "regnet_config", "resnet_config", "rotary", "stack_parameters",
+    "ResNetRSConfig", "add_qk_norm_", "attention", "convert_ghost_bn_", "efficientnet", "forecast_horizon",
+    "forecast_series", "regnet", "regnet_config", "resnet_config", "resnet_rs", "resnet_rs_config", "rotary",
+    "stack_parameters",
 ]  # fmt: skip

@@ -1,0 +1,117 @@
+"""Depth where a network overfits, width where it does not, and resolution slowly: ResNet-RS's rules.
+
+Bello and others, "Revisiting ResNets: Improved Training and Scaling Strategies", 2021. arXiv:2103.07579,
+section 6.
+
+* Long training on little data: more parameters for the same arithmetic overfit, so scale depth.  Short
+  training, or plenty of data: scale width.
+* Resolution grows more slowly than compound scaling would have it, and stops at some size.  The paper gives
+  no exponent; here resolution takes a fifth of the growth of arithmetic until it is at its largest, half of
+  EfficientNet's share (two fifths).
+* The paper's warning: which dimension is best, judged on small models or after few epochs, does not hold for
+  large ones trained long.  So the regime is asked for, or read off losses, never assumed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal
+
+from allometry.grow.compound import Factors, Scalable, ScaledConfig, configuration_counts, reach
+
+__all__ = ["resnet_rs_rule", "scaling_regime"]
+
+Regime = Literal["overfit", "underfit"]
+
+
+def scaling_regime(training_loss: float, validation_loss: float, *, gap: float = 0.1) -> Regime:
+    """Whether a network overfits, read off its own losses at the end of training.
+
+    Parameters
+    ----------
+    training_loss, validation_loss : float
+        In one unit, without what only training adds (augmentation, label smoothing, dropout).
+    gap : float
+        "overfit" where the validation loss is above the training loss by more than this share of it.
+
+    Raises
+    ------
+    ValueError
+        Losses that are not finite and positive, or a gap below 0.
+
+    Examples
+    --------
+    >>> scaling_regime(0.1, 0.5), scaling_regime(0.48, 0.5)
+    ('overfit', 'underfit')
+    """
+    if not all(math.isfinite(one) and one > 0 for one in (training_loss, validation_loss)) or not gap >= 0:
+        raise ValueError(
+            "losses must be finite and above 0, and gap at least 0; got "
+            f"{training_loss!r}, {validation_loss!r} and {gap!r}"
+        )
+    return "overfit" if validation_loss - training_loss > gap * validation_loss else "underfit"
+
+
+def resnet_rs_rule(
+    config: Scalable, factor: float, regime: Regime, *, max_resolution: int = 320,
+    resolution_share: float = 0.2,
+) -> ScaledConfig:  # fmt: skip
+    """Scale a configuration to ``factor`` times its multiply-adds.
+
+    Parameters
+    ----------
+    config : ResNetRSConfig, RegNetConfig, EfficientNetConfig, or whatever has ``scaled`` and ``build``
+    factor : float
+        Of multiply-adds.
+    regime : "overfit" or "underfit"
+        Depth takes the growth, or width does; `scaling_regime` reads it off losses.
+    max_resolution : int
+        Pixels a side above which resolution does not grow.
+    resolution_share : float
+        Of the growth of arithmetic, in logarithms, that goes into resolution until then.
+
+    Returns
+    -------
+    ScaledConfig
+        The nearest to the budget that was found; ``flops`` says what it reaches.
+
+    Raises
+    ------
+    ValueError
+        An unknown regime, a factor that is not positive, or a share outside [0, 1].
+
+    Examples
+    --------
+    >>> from allometry.models import resnet_rs_config
+    >>> resnet_rs_rule(resnet_rs_config(50), 4, "overfit").config.depths
+    (10, 14, 20, 10)
+    """
+    if regime not in ("overfit", "underfit"):
+        raise ValueError(f"regime is 'overfit' or 'underfit'; got {regime!r}")
+    if not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"factor must be finite and above 0; got {factor!r}")
+    if not 0 <= resolution_share <= 1:
+        raise ValueError(f"resolution_share is a share, from 0 to 1; got {resolution_share!r}")
+    side = config.input_shape[-1]
+    resolution = factor ** (resolution_share / 2)
+    if factor > 1:
+        resolution = min(resolution, max(1.0, max_resolution / side))
+    rest, best = factor / resolution**2, None
+    base = configuration_counts(config)
+    for _ in range(6):  # stem and classifier do not grow, and sizes are rounded: ask for what was missed
+        if regime == "overfit":
+            factors = Factors(depth=rest, width=1.0, group=1.0, resolution=resolution)
+        else:
+            factors = Factors(depth=1.0, width=math.sqrt(rest), group=math.sqrt(rest), resolution=resolution)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a try that is far off
+            found = reach(config, factors, f"ResNet-RS, {regime}", factor, base)
+        miss = math.log(found.flops / factor)
+        if best is None or abs(miss) < abs(math.log(best.flops / factor)):
+            best = found
+        if abs(miss) < 0.02:
+            break
+        rest /= found.flops / factor
+    assert best is not None
+    return best
