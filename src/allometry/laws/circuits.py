@@ -138,8 +138,8 @@ class Vote(_TwoLines):
 class SetCurve(PassColumns, Law):
     """The task law for the mean pass rate of a set: log(-log mean) is a line in log size.
 
-    A is c. The columns are those of `TaskLaw`; sizes at which nothing passed are left out, with a warning, since
-    a mean of zero has no such logarithm (`TaskLaw` at level "instance" uses them).
+    A is c. The columns are those of `TaskLaw`; sizes at which nothing passed are left out, with a warning,
+    since a mean of zero has no such logarithm (`TaskLaw` at level "instance" uses them).
 
     Examples
     --------
