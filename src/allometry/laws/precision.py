@@ -70,7 +70,7 @@ class PrecisionLaw(Law):
     """
 
     name = "precision"
-    columns: Mapping[str, str] = {
+    columns: ClassVar[Mapping[str, str]] = {
         "params": "parameters N",
         "tokens": "training tokens D",
         "exponent_bits": "bits of the exponent",
@@ -88,19 +88,20 @@ class PrecisionLaw(Law):
         self.gap = gap in (True, "true", "True", "yes", 1)
         self.form: Form = PrecisionForm()
         if self.gap:
-            self.optional = {**self.columns}
-            self.columns = {
-                **{name: self.columns[name] for name in ("exponent_bits", "mantissa_bits")},
+            every, needed = dict(self.columns), ("exponent_bits", "mantissa_bits")
+            # what a table must hold depends on what is fitted: the instance's own, in place of the class's
+            self.columns = {  # type: ignore[misc]
+                **{name: every.pop(name) for name in needed},
                 "baseline": "loss of the run's twin of full precision",
             }
-            self.optional = {k: v for k, v in self.optional.items() if k not in self.columns}
+            self.optional = every  # type: ignore[misc]
             self.form = GapForm("params", "tokens", "exponent_bits", "mantissa_bits", "block")
         chosen = PUBLISHED if constants == "paper" else constants
         if chosen is not None and (isinstance(chosen, str) or set(chosen) != set(PUBLISHED)):
             raise ValueError(f"constants must be 'paper' or a mapping of {', '.join(PUBLISHED)}")
         if chosen is not None and self.gap:
             raise ValueError("constants are those of the whole law, not of the gap alone")
-        self.constants: Mapping[str, float] | None = chosen  # type: ignore[assignment]
+        self.constants: Mapping[str, float] | None = chosen
         self.warnings_: list[str] = []
 
     # --- learning ----------------------------------------------------------------------------------------

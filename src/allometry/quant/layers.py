@@ -94,8 +94,12 @@ class QuantLinear(nn.Linear):
         self.plan = _Plan(wanted, *(_laid_out(one) for one in chosen))
         self.register_buffer("numbers", self._numbers(), persistent=False)
 
+    def _chosen(self) -> tuple[Quantizer, Quantizer, Quantizer]:
+        weight, activation, gradient = self.quantizers.values()
+        return weight, activation, gradient
+
     def _numbers(self) -> Tensor:
-        rows = [levels(one.format) for one in self.quantizers.values()]
+        rows = [levels(one.format) for one in self._chosen()]
         return torch.stack(rows).to(self.weight.device)
 
     def _apply(self, function: Any, recurse: bool = True) -> QuantLinear:
@@ -111,7 +115,7 @@ class QuantLinear(nn.Linear):
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, bias=False, **settings)
         made.weight, made.bias = linear.weight, linear.bias
-        made._choose(*made.quantizers.values(), products=made.plan.products)
+        made._choose(*made._chosen(), made.plan.products)
         made.train(linear.training)
         return made
 
@@ -127,7 +131,9 @@ class QuantLinear(nn.Linear):
         """Outputs (..., out_features) of x (..., in_features)."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the layer takes {self.in_features} features and was given {tuple(x.shape)}")
-        weight, bias, kind = self.weight, self.bias, x.device.type
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        kind = x.device.type
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, weight = x.to(dtype), weight.to(dtype)

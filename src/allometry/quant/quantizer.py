@@ -83,7 +83,7 @@ class Quantizer:
     20.0
     """
 
-    format: Format
+    format: Any  # a name until __post_init__, then a Format
     granularity: int | Literal["channel", "tensor"] = "channel"
     scale: Literal["free", "power_of_two", "ratio"] = "free"
     scale_rounding: Rounding = "up"
