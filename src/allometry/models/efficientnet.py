@@ -14,7 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from allometry.models.image_blocks import SqueezeExcite, norm_convolution, start_images_
+from allometry.models.image_blocks import (
+    SqueezeExcite,
+    norm_convolution,
+    rounded_side,
+    start_images_,
+)
 
 __all__ = ["EfficientNetConfig", "efficientnet"]
 
@@ -84,7 +89,7 @@ class EfficientNetConfig:
             self, widths=tuple(map(wider, self.widths)), stem_width=wider(self.stem_width),
             head_width=wider(self.head_width),
             depths=tuple(max(1, round(one * depth)) for one in self.depths),
-            resolution=max(4, round(self.resolution * resolution / 4) * 4),
+            resolution=rounded_side(self.resolution, resolution),
         )  # fmt: skip
 
     def build(self, generator: torch.Generator | None = None) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from allometry.models.start import start_
 
-__all__ = ["SqueezeExcite", "convolution", "norm_convolution", "start_images_"]
+__all__ = ["SqueezeExcite", "convolution", "norm_convolution", "rounded_side", "start_images_"]
 
 
 def convolution(channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -113,3 +113,12 @@ def start_images_(
         if module.bias is not None:
             module.bias.zero_()
     return model
+
+
+def rounded_side(side: int, factor: float) -> int:
+    """A side of an image multiplied, to a multiple of 4; as it is where it is not scaled.
+
+    >>> rounded_side(14, 1.0), rounded_side(14, 1.5)
+    (14, 20)
+    """
+    return side if factor == 1 else max(4, round(side * factor / 4) * 4)

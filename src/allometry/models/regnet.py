@@ -20,7 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from allometry.models.image_blocks import SqueezeExcite, norm_convolution, start_images_
+from allometry.models.image_blocks import (
+    SqueezeExcite,
+    norm_convolution,
+    rounded_side,
+    start_images_,
+)
 
 __all__ = ["RegNetConfig", "regnet", "regnet_config", "resnet_config"]
 
@@ -202,7 +207,7 @@ class RegNetConfig:
             rough = [max(1, round(one * group)) for one in self.group_widths]
             groups = [one if one <= 2 else 4 if one <= 5 else round(one / 8) * 8 for one in rough]
         rest = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[3:]}
-        rest["resolution"] = max(4, round(self.resolution * resolution / 4) * 4)
+        rest["resolution"] = rounded_side(self.resolution, resolution)
         return RegNetConfig.compatible(
             [max(1, round(one * width / 8)) * 8 for one in self.widths],
             [max(1, round(one * depth)) for one in self.depths], groups, **rest,

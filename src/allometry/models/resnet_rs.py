@@ -22,7 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from allometry.models.image_blocks import SqueezeExcite, norm_convolution, start_images_
+from allometry.models.image_blocks import (
+    SqueezeExcite,
+    norm_convolution,
+    rounded_side,
+    start_images_,
+)
 
 __all__ = ["ResNetRSConfig", "resnet_rs", "resnet_rs_config"]
 
@@ -147,7 +152,7 @@ class ResNetRSConfig:
         return dataclasses.replace(
             self, depths=tuple(max(1, round(one * depth)) for one in self.depths),
             base_width=max(1, round(self.base_width * width / 8)) * 8,
-            resolution=max(4, round(self.resolution * resolution / 4) * 4),
+            resolution=rounded_side(self.resolution, resolution),
         )  # fmt: skip
 
     def build(self, generator: torch.Generator | None = None) -> nn.Module:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from allometry.train.loop import TrainLog, fit
     from allometry.train.meter import Meter
     from allometry.train.parallel import launch, shard
+    from allometry.train.recipes import Recipe, resnet_rs_recipe_
     from allometry.train.seeds import Seeds
     from allometry.train.stack import Stack, fit_stack
     from allometry.train.timeseries import score_forecaster, train_forecasters
@@ -32,6 +33,7 @@ open_room(
         "loop": ["TrainLog", "fit"],
         "meter": ["Meter"],
         "parallel": ["launch", "shard"],
+        "recipes": ["Recipe", "resnet_rs_recipe_"],
         "seeds": ["Seeds"],
         "stack": ["Stack", "fit_stack"],
         "timeseries": ["score_forecaster", "train_forecasters"],
@@ -39,8 +41,9 @@ open_room(
 )
 
 __all__ = [
-    "Checkpointer", "DivergenceRule", "Meter", "Seeds", "Stack", "TrainLog", "best_learning_rate",
+    "Checkpointer", "DivergenceRule", "Meter", "Recipe", "Seeds", "Stack", "TrainLog", "best_learning_rate",
     "bits_per_byte", "classification_loss", "evaluate", "evaluate_classifier", "fit", "fit_stack",
     "launch", "learning_rate_sweep", "load", "max_stable_learning_rate", "next_token_loss",
-    "score_forecaster", "shard", "train_classifier", "train_forecasters", "train_language_model",
+    "resnet_rs_recipe_", "score_forecaster", "shard", "train_classifier", "train_forecasters",
+    "train_language_model",
 ]  # fmt: skip
