@@ -75,19 +75,22 @@ class _Sum(Form):
 
     def jacobian(self, theta: Array, features: Array) -> tuple[Array, Array]:
         found, total = self._values(theta, features)
-        out = np.zeros((len(theta), len(self.parameters), len(features)))
+        return np.log(total), self._slopes(found, total)
+
+    def _slopes(self, found: list[tuple[list[int], Array, Array]], total: Array) -> Array:
+        out = np.zeros((len(total), len(self.parameters), total.shape[1]))
         if self.floor is not None:
             out[:, self.floor] = 1.0 / total
         for index, factors, value in found:
             share = value / total
             for place, parameter in enumerate(index):
                 out[:, parameter] += share * factors[:, place]
-        return np.log(total), out
+        return out
 
     def curvature(self, theta: Array, features: Array, cotangent: Array) -> Array:
         """With f = log L: f_ij = L_ij / L - f_i f_j, and L_ij of an exponential is itself times factors."""
         found, total = self._values(theta, features)
-        jacobian = self.jacobian(theta, features)[1]
+        jacobian = self._slopes(found, total)
         out = -np.matmul(jacobian * cotangent[:, None], jacobian.transpose(0, 2, 1))
         for index, factors, value in found:
             size = len(index)
@@ -218,7 +221,7 @@ class PrecisionForm(_Sum):
         ]
 
     def starts(self, features: Array, log_y: Array, weights: Array) -> Array:
-        grid, bits = (0.1, 0.2, 0.35, 0.6, 1.0), (1.0, 3.0, 6.0)
+        grid, bits = (0.15, 0.35, 0.8), (1.0, 4.0)
         picks = np.array(list(itertools.product(grid, grid, bits, bits)))
         n, d, exponent, mantissa, multiplier = features.T
         alpha, beta, delta, nu = (picks[:, i, None] for i in range(4))
