@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class Recipe:
     average: AveragedWeights | None
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Keyword arguments of `allometry.train.fit`."""
         return {
             "optimizer": self.optimizer, "schedule": self.schedule, "objective": self.objective,
