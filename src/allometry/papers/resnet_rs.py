@@ -263,9 +263,10 @@ def _slowly(result: Result) -> Test:
         [385825092, 686817992, 993578282, 1827162472, 4393801064, 10266426072],  # pycls' published counts
         [224, 240, 260, 300, 380, 456],
     )
-    return Estimate.closed_form(
+    less = Estimate.closed_form(
         ours - theirs, what=f"exponent of resolution less EfficientNet's {theirs:.3f}"
-    ) < 0  # fmt: skip
+    )
+    return less.judge(holds=(-math.inf, -0.02), contradicted=(0.0, math.inf))
 
 
 family = Study(
@@ -275,6 +276,7 @@ family = Study(
     axis=axis("member", *_MEMBERS, tiny=_MEMBERS[:5], log=False, recorded=True),
     measures=("residual",),
     seeds=1,
+    version=2,  # version 1 had no margin for the exponent of resolution, and held by 0.003
     lower_is_better=None,
     claims=[
         Claim(
@@ -287,8 +289,8 @@ family = Study(
             "Resolution grows more slowly in multiply-adds than compound scaling has it grow.",
             _slowly,
             where="section 6.3",
-            threshold="the exponent of resolution over the released members is below that over "
-                      "EfficientNet-B0 to B5",
+            threshold="the exponent of resolution over the released members is 0.02 or more below that over "
+                      "EfficientNet-B0 to B5; contradicted where it is not below",
         ),
     ],
 )  # fmt: skip
