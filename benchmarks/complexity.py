@@ -35,7 +35,7 @@ def cases() -> list[Case]:
     found = [
         Case(
             "measure: counts of RegNetY-4.0GF", functools.partial(convolution_counts, model, images),
-            functools.partial(_torch_counts, model, images), f"torch {torch.__version__} FlopCounterMode", 1.0,
+            functools.partial(_torch_counts, model, images), "torch's FlopCounterMode", 1.0,
             note="the peer counts flops alone; ours also biases, activations and parameters, by module",
         )
     ]  # fmt: skip
@@ -56,6 +56,6 @@ def cases() -> list[Case]:
             0.95,
             rounds=9,
             note="one thread; 8 images",
-        )  # fmt: skip
+        )
     )
     return found
