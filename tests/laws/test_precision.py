@@ -224,6 +224,22 @@ def test_answers_of_a_fitted_law_have_intervals_that_hold_the_truth():
     assert all(len(one) for one in law.report().values())
 
 
+def test_rows_of_one_file_are_not_one_run():
+    columns = design() | {"loss": noisy(design(), 2e-3)}
+    named = PrecisionLaw().fit(columns | {"run": np.repeat("file", 272)}, resamples=300)
+    assert named.fit_.noise.runs == 4 * 17  # sizes times formats: the tokens may be one training's
+    plain = PrecisionLaw().fit(columns, resamples=300)
+    assert named.table()["high"]["delta"] - named.table()["low"]["delta"] > 0.3 * (
+        plain.table()["high"]["delta"] - plain.table()["low"]["delta"]
+    )
+    one = design(sizes=(1e8,), tokens=(1e10,), whole=False)
+    gap = {"exponent_bits": one["exponent_bits"], "mantissa_bits": one["mantissa_bits"],
+           "loss": noisy(one, 2e-3), "baseline": np.full(16, 3.0), "run": np.repeat("file", 16)}  # fmt: skip
+    law = PrecisionLaw(gap=True).fit(gap, resamples=300)
+    assert any("run of its own" in one for one in law.warnings_)
+    assert law.table().loc["delta", "high"] > law.table().loc["delta", "low"] + 1e-3
+
+
 # --- coverage -----------------------------------------------------------------------------------------------
 # Design, runs, noise between and within runs. 100 data sets a case: 90 % stands for 84 to 96 %.
 CASES = {

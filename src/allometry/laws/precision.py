@@ -132,8 +132,29 @@ class PrecisionLaw(Law):
                     f"all {'rounded ' if isinstance(rows, np.ndarray) else ''}rows have one value of {name}: "
                     f"what it does cannot be learned{cure}"
                 )
-        super().fit(table, resamples=resamples, random_state=random_state, **options)
+        run, several = self._runs(columns)
+        super().fit(columns | {"run": run}, resamples=resamples, random_state=random_state, **options)
+        if not several:
+            self.warnings_.append(
+                "All rows are named one run of one size; each was taken for a run of its own."
+            )
         return self
+
+    def _runs(self, columns: Mapping[str, Any]) -> tuple[Any, bool]:
+        """Runs as named, told apart where they must be several, and whether there was more than one.
+
+        A training has one size and one format, and rows above one twin have its size. A table of many
+        trainings is often read from one file, whose name is then all that its rows know as their run.
+        """
+        rows = len(columns[self.target])
+        if "run" not in columns:
+            return np.arange(rows), True
+        apart = ("params",) if self.gap else ("params", "exponent_bits", "mantissa_bits", "block")
+        keys = [np.unique(np.asarray(columns[name]), return_inverse=True)[1].ravel()
+                for name in ("run", *apart) if name in columns]  # fmt: skip
+        labels = np.unique(np.stack(keys), axis=1, return_inverse=True)[1].ravel()
+        several = bool(labels.max() > 0)
+        return (labels if several else np.arange(rows)), several
 
     @property
     def params_(self) -> dict[str, float]:
@@ -359,7 +380,10 @@ class PrecisionLaw(Law):
             return told
         measured = getattr(self, "measured_", None)
         params = 1e9 if measured is None else float(measured["params"].max())
-        block = 128.0 if measured is None else float(np.median(measured["block"][measured["block"] > 1]))
+        block = 128.0
+        if measured is not None:
+            values, times = np.unique(measured["block"][measured["block"] > 1], return_counts=True)
+            block = float(values[times.argmax()])  # the most usual
         critical = [
             (bits, *self.critical_data(params, e, m, block, level))
             for bits, e, m in layouts
