@@ -27,6 +27,14 @@ if TYPE_CHECKING:
         forecast_onset,
         learning_rate_sensitivity,
     )
+    from allometry.measure.state_space import (
+        ResponseGap,
+        fourier_attack,
+        memory_curve,
+        response_gap,
+        spike_frequencies,
+        transfer,
+    )
     from allometry.measure.weight_motion import WeightDistance, distance_law
 
 open_room(
@@ -43,14 +51,18 @@ open_room(
         "pass_rate": ["PassCounts", "pass_at_k"],
         "scale_invariance": ["EffectiveStep", "scale_invariance"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
+        "state_space": ["ResponseGap", "fourier_attack", "memory_curve",
+            "response_gap", "spike_frequencies", "transfer"],
         "weight_motion": ["WeightDistance", "distance_law"],
     },
 )  # fmt: skip
 
 __all__ = [
     "Capture", "Complexity", "ConvolutionCounts", "CoordinateCheck", "EffectiveStep", "LogitStatistics",
-    "Monitor", "Onset", "Parameters", "PassCounts", "Probe", "RuntimeLaw", "Sensitivity", "WeightDistance",
-    "attention_logit_statistics", "complexity", "convolution_counts", "coordinate_check", "count_parameters",
-    "distance_law", "flops_per_token", "forecast_onset", "learning_rate_sensitivity", "mfu", "model_call",
-    "pass_at_k", "runtime", "runtime_law", "scale_invariance", "spikes",
+    "Monitor", "Onset", "Parameters", "PassCounts", "Probe", "ResponseGap", "RuntimeLaw", "Sensitivity",
+    "WeightDistance", "attention_logit_statistics", "complexity", "convolution_counts",
+    "coordinate_check", "count_parameters", "distance_law", "flops_per_token", "forecast_onset",
+    "fourier_attack", "learning_rate_sensitivity", "memory_curve", "mfu", "model_call", "pass_at_k",
+    "response_gap", "runtime", "runtime_law", "scale_invariance", "spike_frequencies", "spikes",
+    "transfer",
 ]  # fmt: skip

@@ -9,6 +9,17 @@ if TYPE_CHECKING:
     from allometry.models.convnet import ConvNet
     from allometry.models.efficientnet import EfficientNetConfig, efficientnet
     from allometry.models.gpt import GPT, GPTConfig
+    from allometry.models.hippo import (
+        Diagonal,
+        hippo_legs,
+        inv,
+        legs,
+        legs_transfer,
+        lin,
+        random_poles,
+        real_poles,
+    )
+    from allometry.models.kernel_of_poles import discretize, vandermonde
     from allometry.models.mlp import MLP
     from allometry.models.normalization import (
         GhostBatchNorm,
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     from allometry.models.regnet import RegNetConfig, regnet, regnet_config, resnet_config
     from allometry.models.resnet_rs import ResNetRSConfig, resnet_rs, resnet_rs_config
     from allometry.models.series_forecast import forecast_horizon, forecast_series
+    from allometry.models.ssm import S4D, S5, SSMBlock, SSMClassifier
     from allometry.models.timeseries import PatchForecaster, stack_parameters
 
 open_room(
@@ -30,6 +42,9 @@ open_room(
         "convnet": ["ConvNet"],
         "efficientnet": ["EfficientNetConfig", "efficientnet"],
         "gpt": ["GPT", "GPTConfig"],
+        "hippo": ["Diagonal", "hippo_legs", "inv", "legs", "legs_transfer", "lin", "random_poles",
+            "real_poles"],
+        "kernel_of_poles": ["discretize", "vandermonde"],
         "mlp": ["MLP"],
         "normalization": ["GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d",
             "convert_ghost_bn_"],
@@ -37,14 +52,17 @@ open_room(
         "regnet": ["RegNetConfig", "regnet", "regnet_config", "resnet_config"],
         "resnet_rs": ["ResNetRSConfig", "resnet_rs", "resnet_rs_config"],
         "series_forecast": ["forecast_horizon", "forecast_series"],
+        "ssm": ["S4D", "S5", "SSMBlock", "SSMClassifier"],
         "timeseries": ["PatchForecaster", "stack_parameters"],
     },
-)
+)  # fmt: skip
 
 __all__ = [
-    "GPT", "MLP", "ConvNet", "EfficientNetConfig", "GPTConfig", "GhostBatchNorm", "GhostBatchNorm1d",
-    "GhostBatchNorm2d", "GhostBatchNorm3d", "KVCache", "NormalizedHeads", "PatchForecaster", "RegNetConfig",
-    "ResNetRSConfig", "add_qk_norm_", "attention", "convert_ghost_bn_", "efficientnet", "forecast_horizon",
-    "forecast_series", "regnet", "regnet_config", "resnet_config", "resnet_rs", "resnet_rs_config", "rotary",
-    "stack_parameters",
+    "GPT", "MLP", "S4D", "S5", "ConvNet", "Diagonal", "EfficientNetConfig", "GPTConfig", "GhostBatchNorm",
+    "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "KVCache", "NormalizedHeads",
+    "PatchForecaster", "RegNetConfig", "ResNetRSConfig", "SSMBlock", "SSMClassifier", "add_qk_norm_",
+    "attention", "convert_ghost_bn_", "discretize", "efficientnet", "forecast_horizon", "forecast_series",
+    "hippo_legs", "inv", "legs", "legs_transfer", "lin", "random_poles", "real_poles", "regnet",
+    "regnet_config", "resnet_config", "resnet_rs", "resnet_rs_config", "rotary", "stack_parameters",
+    "vandermonde",
 ]  # fmt: skip
