@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from allometry.init.limits import CBOW, LinearMuP, LinearNetwork, word2vec_mup
     from allometry.init.mup import apply_, roles
     from allometry.init.parametrization import ABC, ABCReport, ntk_parametrize_
+    from allometry.init.ssm import PTD, ptd, robustify_, state_roles
     from allometry.init.widths import WidthInfo, width_dims
 
 open_room(
@@ -18,11 +19,13 @@ open_room(
         "limits": ["CBOW", "LinearMuP", "LinearNetwork", "word2vec_mup"],
         "mup": ["apply_", "roles"],
         "parametrization": ["ABC", "ABCReport", "ntk_parametrize_"],
+        "ssm": ["PTD", "ptd", "robustify_", "state_roles"],
         "widths": ["WidthInfo", "width_dims"],
     },
 )
 
 __all__ = [
-    "ABC", "CBOW", "ABCReport", "LinearMuP", "LinearNetwork", "WidthInfo", "apply_", "depth_scale_",
-    "ntk_parametrize_", "roles", "width_dims", "word2vec_mup",
+    "ABC", "CBOW", "PTD", "ABCReport", "LinearMuP", "LinearNetwork", "WidthInfo", "apply_",
+    "depth_scale_", "ntk_parametrize_", "ptd", "robustify_", "roles", "state_roles", "width_dims",
+    "word2vec_mup",
 ]  # fmt: skip

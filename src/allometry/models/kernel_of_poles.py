@@ -2,8 +2,8 @@
 
 The Vandermonde product of Gu, Gupta, Goel and Ré (2022, arXiv:2206.11893, equation 5): K_l = Re Σ w e^{z l}.
 Writing l = c q + r splits the powers into two small sets and a product of real matrices, in the gradient too.
-No more than 2 · 128 powers a state are held at a time, so memory is O(states + length), and exponentials, which
-the direct sum spends its time on, are fewer by two orders of magnitude.
+No more than 2 · 128 powers a state are held at a time, so memory is O(states + length), and exponentials,
+which the direct sum spends its time on, are fewer by two orders of magnitude.
 """
 
 import math

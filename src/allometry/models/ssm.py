@@ -32,7 +32,7 @@ def _start(init: str | Diagonal, d_state: int, generator: torch.Generator) -> Di
         return hippo.random_poles(d_state, generator)
     if init not in known:
         raise ValueError(f"init is one of {', '.join(known)}, random, or a Diagonal; got {init!r}")
-    return known[init](d_state)  # type: ignore[operator]
+    return known[init](d_state)
 
 
 _REAL_PARTS = ("exp", "softplus", "relu", "none")
@@ -65,11 +65,12 @@ class _Poles(nn.Module):
         self.log_step = nn.Parameter(span)
         self.real = nn.Parameter(minus.float().expand(rows, -1).clone())
         self.imaginary = nn.Parameter(poles.imag.float().expand(rows, -1).clone())
+        self.weight: Tensor
         self.register_buffer("weight", state.weight.float().clone())
 
     def poles(self) -> Tensor:
         """Poles (rows, K), complex64, per unit of time."""
-        p = self.real
+        p: Tensor = self.real
         if self.real_transform == "exp":
             p = p.exp()
         elif self.real_transform == "softplus":
@@ -347,7 +348,8 @@ class SSMClassifier(nn.Module):
         x = self.encoder(x)
         for block in self.blocks:
             x = block(x)
-        return self.head(x.mean(1))  # type: ignore[no-any-return]
+        found: Tensor = self.head(x.mean(1))
+        return found
 
 
 def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
