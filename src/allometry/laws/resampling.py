@@ -222,7 +222,7 @@ class Ceiling:
 def ceiling(
     table: AcceptanceTable, level: float = 0.9, *, resamples: int = 2000, random_state: int = 0
 ) -> Ceiling:
-    """The accuracy that no number of samples exceeds, with intervals from resampling tasks.
+    """The accuracy that no number of samples exceeds, with intervals from ``resamples`` draws of tasks, if any.
 
     >>> told = ceiling(AcceptanceTable.from_rates([0.5, 0.1, 0.0], [0.0, 0.3, 0.0]))
     >>> round(told.accuracy.value, 4), round(told.best.value, 4), told.unseen
@@ -233,7 +233,7 @@ def ceiling(
     worth = np.where(seen, table.right / np.where(seen, accepted, 1.0), 0.0)
     columns = np.stack([worth, np.where(seen, worth, 1.0), seen, table.right, accepted], axis=1)
     point = told_of(table.weights @ columns)
-    alone = len(table) < 2 or table.weighted
+    alone = len(table) < 2 or table.weighted or not resamples
     drawn = None if alone else told_of(task_shares(table, resamples, random_state) @ columns)
     found = []
     for index, value in enumerate(point):
