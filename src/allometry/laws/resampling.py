@@ -222,7 +222,7 @@ class Ceiling:
 def ceiling(
     table: AcceptanceTable, level: float = 0.9, *, resamples: int = 2000, random_state: int = 0
 ) -> Ceiling:
-    """The accuracy that no number of samples exceeds, with intervals from ``resamples`` draws of tasks, if any.
+    """The accuracy that no number of samples exceeds; intervals from ``resamples`` draws of tasks, if any.
 
     >>> told = ceiling(AcceptanceTable.from_rates([0.5, 0.1, 0.0], [0.0, 0.3, 0.0]))
     >>> round(told.accuracy.value, 4), round(told.best.value, 4), told.unseen

@@ -233,8 +233,8 @@ paper = Paper(
         "Drawing samples until one passes improves without limit only if what passes is right. Tests that "
         "miss errors set a ceiling, the share of correct among passing samples, and that share is lower for "
         "weaker models; where a wrong answer costs something the best number of samples is small. The parts "
-        "say for your own samples where the ceiling is and how many pay; the study finds both on Boolean programs, "
-        "where every truth is known."
+        "say for your own samples where the ceiling is and how many pay; the study finds both on Boolean "
+        "programs, where every truth is known."
     ),
     studies=(study,),
     parts=(
