@@ -140,7 +140,7 @@ class AcceptanceTable:
         made = cls.__new__(cls)
         rates = [np.atleast_1d(np.asarray(one, dtype=float)) for one in (right, wrong)]
         rates.append(rates[0] if single is None else np.atleast_1d(np.asarray(single, dtype=float)))
-        made._set(*rates, None, weights, tasks)
+        made._set(rates[0], rates[1], rates[2], None, weights, tasks)
         return made
 
     def _count(self, n: Array, m: Array, g: Array, good: Array, tasks: Sequence[Any] | None) -> None:
@@ -278,5 +278,5 @@ def _marks(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     return numbers == 1.0
 
 
-def _share(part: float, whole: float, otherwise: float = 1.0) -> float:
+def _share(part: Any, whole: Any, otherwise: float = 1.0) -> float:
     return float(part / whole) if whole > 0 else otherwise

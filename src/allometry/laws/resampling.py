@@ -235,13 +235,14 @@ def ceiling(
     point = told_of(table.weights @ columns)
     alone = len(table) < 2 or table.weighted or not resamples
     drawn = None if alone else told_of(task_shares(table, resamples, random_state) @ columns)
-    found = []
-    for index, value in enumerate(point):
-        low = high = np.nan
+
+    def of(index: int) -> Interval:
+        low = high = np.asarray(np.nan)
         if drawn is not None:
             low, high = limits(drawn[index], level, len(table))
-        found.append(Interval(float(value), float(low), float(high), level))
-    return Ceiling(*found, unseen=table.unseen)
+        return Interval(float(point[index]), float(low), float(high), level)
+
+    return Ceiling(of(0), of(1), of(2), of(3), table.unseen)
 
 
 def told_of(means: Array) -> tuple[Array, Array, Array, Array]:

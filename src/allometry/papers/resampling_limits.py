@@ -112,16 +112,13 @@ def _few(result: Result) -> Test:
 
 
 def _more_tests(result: Result) -> Test:
-    gains = [
-        result.each_seed(
-            lambda part, low=low, high=high: float(
-                (part[f"ceiling, {high} rows"] - part[f"ceiling, {low} rows"]).mean()
-            ),
+    def gain(low: int, high: int) -> Estimate:
+        return result.each_seed(
+            lambda part: float((part[f"ceiling, {high} rows"] - part[f"ceiling, {low} rows"]).mean()),
             what=f"ceiling with {high} rows less with {low}",
         )
-        for low, high in ((4, 6), (6, 8), (8, 12))
-    ]
-    return (gains[0] > 0.02) & (gains[1] > 0.02) & (gains[2] > 0.02)
+
+    return (gain(4, 6) > 0.02) & (gain(6, 8) > 0.02) & (gain(8, 12) > 0.02)
 
 
 study = Study(
