@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from allometry.data.corrupt import ColoredImages, FlippedLabels, add_noise, colored, flip_labels
     from allometry.data.images import ImageBatches, Images, digits, fashion_mnist
     from allometry.data.lcdb import learning_curves
+    from allometry.data.long_range import (
+        band_limited_noise,
+        copy_task,
+        delay_task,
+        pixel_sequences,
+    )
     from allometry.data.pools import PoolBatches, PoolSampler, score_pools
     from allometry.data.source_code import CompletionTask, Function, completion_tasks, docstrings, functions
     from allometry.data.synthetic_series import SyntheticSeries
@@ -31,6 +37,7 @@ open_room(
         "corrupt": ["ColoredImages", "FlippedLabels", "add_noise", "colored", "flip_labels"],
         "images": ["ImageBatches", "Images", "digits", "fashion_mnist"],
         "lcdb": ["learning_curves"],
+        "long_range": ["band_limited_noise", "copy_task", "delay_task", "pixel_sequences"],
         "pools": ["PoolBatches", "PoolSampler", "score_pools"],
         "source_code": ["CompletionTask", "Function", "completion_tasks", "docstrings", "functions"],
         "synthetic_series": ["SyntheticSeries"],
@@ -45,7 +52,7 @@ __all__ = [
     "Augment", "AugmentedBatches", "BooleanPrograms", "BooleanTasks", "ColoredImages", "CompletionTask",
     "Corpus", "FlippedLabels", "Function", "ImageBatches", "Images", "PoolBatches", "PoolSampler",
     "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler",
-    "Windows", "add_noise", "colored", "completion_tasks", "digits", "docstrings", "fashion_mnist",
-    "flip_labels", "functions", "learning_curves", "load_tokenizer", "read_text", "real_series",
-    "score_pools", "validation_windows",
+    "Windows", "add_noise", "band_limited_noise", "colored", "completion_tasks", "copy_task",
+    "delay_task", "digits", "docstrings", "fashion_mnist", "flip_labels", "functions", "learning_curves",
+    "load_tokenizer", "pixel_sequences", "read_text", "real_series", "score_pools", "validation_windows",
 ]  # fmt: skip
