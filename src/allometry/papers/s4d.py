@@ -156,9 +156,9 @@ def _delay(arm: str, length: int, seed: int, profile: Profile) -> dict[str, Any]
     half = length // 2
     u, y = data.delay_task(profile.sequences, length, half, profile.cycles, generator)
     # One input to every channel, steps spread over the paper's range; what is read are the states themselves.
-    layer = models.S4D(profile.channels, init=_state(arm, profile.states, seed), generator=generator)
-    step = torch.logspace(-3, -1, profile.channels)[:, None]
-    log, gain = models.discretize(layer.system.poles(), torch.view_as_complex(layer.inputs), step)
+    one = _state(arm, profile.states, seed)
+    step = torch.logspace(-3, -1, profile.channels, dtype=torch.float64)[:, None]
+    log, gain = models.discretize(one.poles, one.inputs, step)
     gain = gain / gain.abs().amax(-1, keepdim=True)
     both = torch.stack([gain, -1j * gain]).flatten(0, 1).reshape(-1, 1)  # real and imaginary parts
     with torch.no_grad():
@@ -253,7 +253,7 @@ def _training(arm: str, side: int, seed: int, profile: Profile) -> dict[str, Any
     groups = optim.param_groups(model, profile.rate, init.state_roles(model), weight_decay=0.01)
     train.fit(
         model, data.ImageBatches(*known, profile.batch, seed), optimizer=torch.optim.AdamW(groups),
-        horizons=profile.steps, objective=train.classification_loss, log_every=profile.steps,
+        horizons=profile.steps, schedule=optim.constant, objective=train.classification_loss, log_every=profile.steps,
     )  # fmt: skip
     found = train.evaluate_classifier(model, test, batch=250)
     return {"error": float(found["error"]), "loss": float(found["loss"])}
@@ -269,8 +269,8 @@ paper = Paper(
     summary=(
         "A layer that convolves each channel with the impulse response of a diagonal linear system needs two "
         "lines of code where its forerunner needed a dense matrix with a low-rank correction. It works as "
-        "well if the poles begin in the right places: at the eigenvalues of HiPPO's normal part, or at imaginary "
-        "parts that grow linearly or as one over an index. Real or random poles do worse, most on long "
+        "well if the poles begin in the right places: at the eigenvalues of HiPPO's normal part, or at "
+        "imaginary parts that grow linearly or as one over an index. Real or random poles do worse, most on long "
         "sequences."
     ),
     studies=(response, delay, training),
