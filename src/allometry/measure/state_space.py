@@ -1,6 +1,6 @@
 """Responses of linear systems: what a state-space layer passes, how far back it hears, where it is fragile.
 
-After Gu, Gupta, Goel and Ré (2022, arXiv:2206.11893) and Yu, Nigam, Morozov, Mahoney and Erichson (2023,
+After Gu, Gupta, Goel and Ré (2022, arXiv:2206.11893) and Yu, Nigmetov, Morozov, Mahoney and Erichson (2023,
 arXiv:2310.01698). A diagonal system that stands in for a dense one may agree with it at every fixed
 frequency and still keep tall spikes at its own eigenfrequencies; `response_gap` looks there, `fourier_attack`
 aims there.

@@ -216,7 +216,7 @@ training = Study(
     profiles={
         "tiny": {"seeds": 1, "steps": 2, "images": 200},
         "quick": {"seeds": 1, "steps": 60},
-        "full": {"seeds": 3, "steps": 150},
+        "full": {"seeds": 3, "steps": 250},
     },
     settings={"width": 16, "states": 16, "batch": 32, "images": 4000, "rate": 1e-2},
     weight=lambda arm, side: float(side) ** 2,
@@ -253,7 +253,8 @@ def _training(arm: str, side: int, seed: int, profile: Profile) -> dict[str, Any
     groups = optim.param_groups(model, profile.rate, init.state_roles(model), weight_decay=0.01)
     train.fit(
         model, data.ImageBatches(*known, profile.batch, seed), optimizer=torch.optim.AdamW(groups),
-        horizons=profile.steps, schedule=optim.constant, objective=train.classification_loss, log_every=profile.steps,
+        horizons=profile.steps, schedule=optim.constant,
+        objective=train.classification_loss, log_every=profile.steps,
     )  # fmt: skip
     found = train.evaluate_classifier(model, test, batch=250)
     return {"error": float(found["error"]), "loss": float(found["loss"])}
@@ -270,8 +271,8 @@ paper = Paper(
         "A layer that convolves each channel with the impulse response of a diagonal linear system needs two "
         "lines of code where its forerunner needed a dense matrix with a low-rank correction. It works as "
         "well if the poles begin in the right places: at the eigenvalues of HiPPO's normal part, or at "
-        "imaginary parts that grow linearly or as one over an index. Real or random poles do worse, most on long "
-        "sequences."
+        "imaginary parts that grow linearly or as one over an index. Real or random poles do worse, most "
+        "on long sequences."
     ),
     studies=(response, delay, training),
     parts=(
