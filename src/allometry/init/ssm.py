@@ -1,7 +1,7 @@
 """Perturb, then diagonalise: a diagonal form of a matrix whose own eigenvectors are useless.
 
-Yu, Nigmetov, Morozov, Mahoney and Erichson, "Robustifying State-space Models for Long Sequences via Approximate
-Diagonalization" (2023, arXiv:2310.01698).
+Yu, Nigmetov, Morozov, Mahoney and Erichson, "Robustifying State-space Models for Long Sequences via
+Approximate Diagonalization" (2023, arXiv:2310.01698).
 
 - A small E is sought for which A + E = V Λ V⁻¹ has well-conditioned eigenvectors. The diagonal system is then
   exactly that of a matrix ‖E‖ away: its response stays near at every frequency, where dropping HiPPO's
