@@ -4,7 +4,7 @@ Yu, Nigmetov, Morozov, Mahoney and Erichson, 2023. arXiv:2310.01698
 
 Four questions: how far each diagonal start is from HiPPO at its worst frequency, what a perturbation's size
 buys (beside random ones of that size, which the paper leaves out), whether readouts are misled by sinusoids
-at the spikes, and whether trained classifiers are.  The last is small: two layers and sequences of 196 pixels.
+at the spikes, and whether trained classifiers are.  The last is small: two layers, sequences of 196 pixels.
 """
 
 from __future__ import annotations
