@@ -96,8 +96,9 @@ def _log_gain(part: Any, length: int) -> float:
 def _holds_more(result: Result) -> Test:
     longest = max(result.study.axes[0].values(result.profile))
     log = result.each_seed(lambda part: _log_gain(part, longest))
+    value, low, high = (math.exp(min(one, 700.0)) for one in (log.value, log.low, log.high))
     found = Estimate(
-        *(math.exp(min(one, 700.0)) for one in (log.value, log.low, log.high)), n=log.n,
+        value, low, high, n=log.n,
         what=f"error of the best structured poles over real ones at length {longest}",
     )  # fmt: skip
     return found.judge(holds=(0.0, 0.8), contradicted=(0.95, math.inf))
