@@ -212,8 +212,8 @@ def shares(count, level, resamples=200, **settings):
 @pytest.mark.parametrize(
     ("name", "count", "settings"),
     [
-        ("one question, counts alone", 1000, {"instances": 1, "r": 0}),
-        ("one question, models scatter", 1000, {"instances": 1, "r": 0, "run": 0.1}),
+        ("one question, counts alone", 1000, {"instances": 1, "r": 0, "cap": 10**5}),
+        ("one question, models scatter", 1000, {"instances": 1, "r": 0, "cap": 10**5, "run": 0.1}),
         ("until it passes, counts alone", 300, {"instances": 16}),
         ("until it passes, models and instances scatter", 300, {"instances": 16, "run": 0.05, "own": 0.15}),
         ("few draws, many censored", 300, {"instances": 16, "cap": 100}),
