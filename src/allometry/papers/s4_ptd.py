@@ -252,10 +252,10 @@ attack = Study(
     profiles={
         "tiny": {"seeds": 1, "train": 2, "steps": 5, "images": 80, "size": 4, "states": 8},
         "quick": {"seeds": 1, "train": 40},
-        "full": {"seeds": 3, "train": 150},
+        "full": {"seeds": 3, "train": 80},
     },
     settings={"width": 16, "states": 32, "batch": 32, "images": 4000, "rate": 1e-2, "size": 14,
-              "steps": 300, "candidates": 8},
+              "steps": 300, "candidates": 4},
     claims=[
         Claim(
             "Perturbing costs no accuracy on clean sequences.",

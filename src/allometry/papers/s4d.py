@@ -217,7 +217,7 @@ training = Study(
     profiles={
         "tiny": {"seeds": 1, "steps": 2, "images": 200},
         "quick": {"seeds": 1, "steps": 60},
-        "full": {"seeds": 3, "steps": 250},
+        "full": {"seeds": 3, "steps": 80},
     },
     settings={"width": 16, "states": 16, "batch": 32, "images": 4000, "rate": 1e-2},
     weight=lambda arm, side: float(side) ** 2,
