@@ -289,11 +289,11 @@ def _code(function: Callable[..., Any]) -> str:
         return digest({"code": code.co_code.hex(), "constants": repr(code.co_consts), "names": code.co_names})
     around: list[tuple[int, ast.AST]] = []
     for node in nodes:
-        if isinstance(node, ast.FunctionDef) and node.name == function.__name__:
+        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             if first == code.co_firstlineno:
                 around.append((0, node))
-        elif isinstance(node, ast.Lambda) and function.__name__ == "<lambda>":
+        elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
             body = node.body
             start, end = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
             if places and start <= places[-1] <= end:
