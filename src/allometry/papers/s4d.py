@@ -204,7 +204,6 @@ def _beats(other: str) -> Any:
         found = result.each_seed(points, what=f"test error of {other} less the best structured, in points")
         return found.judge(holds=(0.0, math.inf), contradicted=(-math.inf, -1.0))
 
-    rule.__name__ = f"_beats_{other}"
     return rule
 
 
