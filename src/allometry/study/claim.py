@@ -281,6 +281,9 @@ class Verdict:
 def _code(function: Callable[..., Any]) -> str:
     """A function's code without its layout, so that only a changed rule changes the hash."""
     code = function.__code__
+    # Compiled constants tell a renamed rule, but not where it holds functions: their text has addresses.
+    nested = any(inspect.iscode(one) for one in code.co_consts)
+    name = code.co_name if nested else function.__name__
     places = [(line, column) for line, _, column, _ in code.co_positions() if line and column is not None]
     try:
         lines, _ = inspect.findsource(function)
@@ -289,11 +292,11 @@ def _code(function: Callable[..., Any]) -> str:
         return digest({"code": code.co_code.hex(), "constants": repr(code.co_consts), "names": code.co_names})
     around: list[tuple[int, ast.AST]] = []
     for node in nodes:
-        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             if first == code.co_firstlineno:
                 around.append((0, node))
-        elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
+        elif isinstance(node, ast.Lambda) and name == "<lambda>":
             body = node.body
             start, end = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
             if places and start <= places[-1] <= end:
