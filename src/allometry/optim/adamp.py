@@ -31,13 +31,14 @@ from torch import Tensor
 __all__ = ["PROJECTIONS", "SGDP", "AdamP"]
 
 PROJECTIONS = ("auto", "channel", "layer", "off")
+_FUSED = ("cpu", "cuda")  # where torch has Adam's step in one kernel
 _TOGETHER = 1 << 17  # numbers stepped as one: beyond, copies and fresh memory cost more than calls do
 
 
-def radial_free_(
+def radial_part(
     step: Tensor, weight: Tensor, gradient: Tensor, *, projection: str, delta: float, eps: float
-) -> Tensor:
-    """Take the radial part off ``step``, in place, where a weight is scale-invariant.
+) -> tuple[Tensor, Tensor]:
+    """How much of ``weight`` is in ``step``, where the weight is scale-invariant; 0 where it is not.
 
     Parameters
     ----------
@@ -49,8 +50,10 @@ def radial_free_(
 
     Returns
     -------
-    Tensor of bool (k, 1)
-        Which of the k were projected.
+    share : Tensor (k, r)
+        ``step - share * weight`` has no radial part left.
+    projected : Tensor of bool (k, 1)
+        Which of the k are found scale-invariant.
     """
     k, rows = weight.shape[:2]
     size = weight[0, 0].numel()
@@ -60,23 +63,25 @@ def radial_free_(
     if projection == "auto":
         slope = torch.linalg.vector_norm(gradient, dim=inner)
         along = _dot(gradient, weight, inner)
-        cosine = along.abs() / (slope.clamp(min=eps) * length.clamp(min=eps))
+        cosine = along.abs().div_(slope.clamp(min=eps).mul_(length.clamp(min=eps)))
         channel = cosine.amax(dim=-1, keepdim=True) < delta / math.sqrt(size)
         whole = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
-        cosine = along.sum(dim=-1, keepdim=True).abs_() / (whole.clamp(min=eps) * total.clamp(min=eps))
-        layer = (cosine < delta / math.sqrt(rows * size)) & ~channel
+        cosine = along.sum(dim=-1, keepdim=True).abs_().div_(whole.clamp_(min=eps).mul_(total.clamp(min=eps)))
+        projected = (cosine < delta / math.sqrt(rows * size)).logical_or_(channel)
     else:
         channel = torch.full((k, 1), projection == "channel", dtype=torch.bool, device=weight.device)
-        layer = ~channel
+        projected = torch.ones_like(channel)
     radial = _dot(weight, step, inner)
-    by_layer = radial.sum(dim=-1, keepdim=True) / (total + eps).square_()
-    share = torch.where(channel, radial / (length + eps).square_(), torch.where(layer, by_layer, 0.0))
-    step.addcmul_(weight, share.view(k, rows, *(1 for _ in inner)), value=-1)
-    return channel | layer
+    by_layer = radial.sum(dim=-1, keepdim=True).div_(total.add_(eps).square_())
+    share = torch.where(channel, radial.div_(length.add_(eps).square_()), by_layer)
+    return share.mul_(projected), projected
 
 
 def _dot(a: Tensor, b: Tensor, inner: tuple[int, ...]) -> Tensor:
     return torch.linalg.vecdot(a, b) if len(inner) == 1 else (a * b).sum(dim=inner)
+
+
+Member = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient and its state
 
 
 class _Projected(torch.optim.Optimizer):
@@ -115,9 +120,9 @@ class _Projected(torch.optim.Optimizer):
                 self._step_alike(group, members)
         return loss
 
-    def _alike(self, group: dict[str, Any]) -> Iterator[list[Tensor]]:
+    def _alike(self, group: dict[str, Any]) -> Iterator[list[Member]]:
         """Parameters that can be stepped as one: of one shape, type, place and age."""
-        buckets: dict[Any, list[Tensor]] = {}
+        buckets: dict[Any, list[Member]] = {}
         for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is None:
@@ -125,38 +130,44 @@ class _Projected(torch.optim.Optimizer):
             if gradient.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients; use torch.optim.SparseAdam")
             state = self.state[parameter]
-            state["step"] = int(state.get("step", 0)) + 1
-            kind = (parameter.shape, parameter.dtype, parameter.device, state["step"])
-            buckets.setdefault(kind, []).append(parameter)
+            state["step"] = age = int(state.get("step", 0)) + 1
+            kind = (parameter.shape, parameter.dtype, parameter.device, age)
+            member = (parameter, gradient, state)
+            if kind in buckets:
+                buckets[kind].append(member)
+            else:
+                buckets[kind] = [member]
         for members in buckets.values():
-            count = 1 if group["foreach"] is False else max(1, _TOGETHER // max(1, members[0].numel()))
+            count = 1 if group["foreach"] is False else max(1, _TOGETHER // max(1, members[0][0].numel()))
             for start in range(0, len(members), count):
                 yield members[start : start + count]
 
-    def _step_alike(self, group: dict[str, Any], members: list[Tensor]) -> None:
+    def _step_alike(self, group: dict[str, Any], members: list[Member]) -> None:
         place = group["channel_dim"]
-        gradients = [one.grad for one in members if one.grad is not None]
-        weights, gradients_ = self._together("weight", members), self._together("gradient", gradients)
-        weight, gradient = _rows_first(weights, place), _rows_first(gradients_, place)
+        parameters = [parameter for parameter, _, _ in members]
+        weights = self._together("weight", parameters)
+        gradients = self._together("gradient", [gradient for _, gradient, _ in members])
+        weight, gradient = _rows_first(weights, place), _rows_first(gradients, place)
         buffers = {name: _rows_first(self._buffer(name, members), place) for name in self._buffers}
         if group["maximize"]:
             gradient = -gradient
-        step, rate = self._direction(group, gradient, buffers, members)
-        decay = self._decay(group)
-        keep: Tensor | float = 1.0 - decay
-        if group["projection"] != "off" and members[0].dim() > 1 and group["delta"] > 0:
-            projected = radial_free_(
+        step, rate = self._direction(group, gradient, buffers, members[0][2]["step"])
+        decay = self._decay(group) / rate if rate else 0.0  # as a share of the weight in the step
+        if group["projection"] != "off" and parameters[0].dim() > 1 and group["delta"] > 0:
+            share, projected = radial_part(
                 step, weight, gradient, projection=group["projection"], delta=group["delta"], eps=group["eps"]
             )
-            if decay:
-                less = (group["wd_ratio"] - 1.0) * projected.to(weight.dtype)
-                keep = (1.0 - decay * (1.0 + less)).view(-1, *(1 for _ in weight.shape[1:]))
-        if decay:
-            weight.mul_(keep)
-        weight.add_(step, alpha=-rate)
+            less = projected.to(weight.dtype).mul_(decay * (1.0 - group["wd_ratio"])) if decay else 0.0
+            change = (decay - less - share).view(*share.shape, *(1 for _ in weight.shape[2:]))
+            fresh = all(step is not buffer for buffer in buffers.values())
+            step = torch.addcmul(step, weight, change, out=step if fresh else None)
+        elif decay:
+            step = torch.add(step, weight, alpha=decay)
         if len(members) > 1:
-            places = [_real(one) for one in members] if members[0].is_complex() else members
-            torch._foreach_copy_(places, list(weights.unbind()))
+            places = [_real(one) for one in parameters] if parameters[0].is_complex() else parameters
+            torch._foreach_add_(places, list(_as_stacked(step, weights, place).unbind()), alpha=-rate)
+        else:
+            weight.add_(step, alpha=-rate)
 
     def _together(self, name: str, tensors: list[Tensor]) -> Tensor:
         """Tensors of one shape as one (k, ...): of a single one its own memory, else a place kept for it."""
@@ -169,23 +180,24 @@ class _Projected(torch.optim.Optimizer):
             self._places[key] = real[0].new_empty(shape.numel())
         return torch.stack(real, out=self._places[key][: shape.numel()].view(shape))
 
-    def _buffer(self, name: str, members: list[Tensor]) -> Tensor:
+    def _buffer(self, name: str, members: list[Member]) -> Tensor:
         """State of parameters as one (k, ...) of which theirs are slices, so that it is never copied."""
-        held = [self.state[one].get(name) for one in members]
+        held = [state.get(name) for _, _, state in members]
         whole = _whole(held)
         if whole is None:  # at the first step, and after a state was loaded
             whole = torch.stack([
-                torch.zeros_like(one) if old is None else old for one, old in zip(members, held, strict=True)
+                torch.zeros_like(parameter) if old is None else old
+                for (parameter, _, _), old in zip(members, held, strict=True)
             ])  # fmt: skip
-            for one, part in zip(members, whole.unbind(), strict=True):
-                self.state[one][name] = part
+            for (_, _, state), part in zip(members, whole.unbind(), strict=True):
+                state[name] = part
         return _real(whole)
 
     @abstractmethod
     def _direction(
-        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], members: list[Tensor]
+        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], age: int
     ) -> tuple[Tensor, float]:
-        """The step (k, r, d), fresh memory, and what it is multiplied by; the buffers change in place."""
+        """The step (k, r, d), which may be a buffer, and its multiplier; buffers change in place."""
 
     @abstractmethod
     def _decay(self, group: dict[str, Any]) -> float:
@@ -245,11 +257,18 @@ class AdamP(_Projected):
         })  # fmt: skip
 
     def _direction(
-        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], members: list[Tensor]
+        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], age: int
     ) -> tuple[Tensor, float]:
         first, second = group["betas"]
         mean, square = buffers["exp_avg"], buffers["exp_avg_sq"]
-        age = self.state[members[0]]["step"]
+        if not group["nesterov"] and gradient.device.type in _FUSED:
+            step = torch.zeros_like(gradient)  # less Adam's step of rate one, in a single pass over memory
+            torch._fused_adam_(
+                [step], [gradient], [mean], [square], [], [torch.full((), age, dtype=torch.float32,
+                device=step.device)], lr=1.0, beta1=first, beta2=second, weight_decay=0.0, eps=group["eps"],
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return step, -group["lr"]
         mean.lerp_(gradient, 1.0 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
         scale = square.sqrt().div_(math.sqrt(1.0 - second**age)).add_(group["eps"])
@@ -302,11 +321,11 @@ class SGDP(_Projected):
         })  # fmt: skip
 
     def _direction(
-        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], members: list[Tensor]
+        self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], age: int
     ) -> tuple[Tensor, float]:
         buffer = buffers["momentum_buffer"]
         buffer.mul_(group["momentum"]).add_(gradient, alpha=1.0 - group["dampening"])
-        step = torch.add(gradient, buffer, alpha=group["momentum"]) if group["nesterov"] else buffer.clone()
+        step = torch.add(gradient, buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
         return step, group["lr"]
 
     def _decay(self, group: dict[str, Any]) -> float:
@@ -326,6 +345,13 @@ def _rows_first(tensors: Tensor, channel_dim: int) -> Tensor:
     if tensors.dim() > 3 and tensors.is_contiguous():
         return tensors.flatten(2)
     return tensors
+
+
+def _as_stacked(step: Tensor, weights: Tensor, channel_dim: int) -> Tensor:
+    """Back from `_rows_first` to the shape of ``weights`` (k, ...)."""
+    if weights.dim() > 2 and channel_dim != 0:
+        step = step.movedim(1, 1 + channel_dim % (weights.dim() - 1))
+    return step.reshape(weights.shape)
 
 
 def _whole(slices: list[Any]) -> Tensor | None:
