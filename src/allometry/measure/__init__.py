@@ -18,8 +18,33 @@ if TYPE_CHECKING:
     from allometry.measure.convolution_counts import ConvolutionCounts, convolution_counts
     from allometry.measure.coordinates import CoordinateCheck, coordinate_check
     from allometry.measure.cost import RuntimeLaw, model_call, runtime, runtime_law
+    from allometry.measure.curvature import CurvatureOperator, StackedCurvature, draw_batches
+    from allometry.measure.derivatives import ggn_vp, hvp, per_example_gradients, squared_gradients
+    from allometry.measure.gradient_noise import GradientNoiseScale, NoiseScale, gradient_noise_scale
+    from allometry.measure.hessian_noise import (
+        BatchEigenvalues,
+        HessianNoise,
+        batch_eigenvalue_law,
+        batch_eigenvalues,
+        hessian_noise,
+    )
+    from allometry.measure.lanczos import (
+        Eigenpairs,
+        Lanczos,
+        SpectralDensity,
+        lanczos,
+        spectral_density,
+        top_eigenvalues,
+    )
     from allometry.measure.monitor import Monitor, Probe, spikes
+    from allometry.measure.objective import Objective
     from allometry.measure.pass_rate import PassCounts, pass_at_k
+    from allometry.measure.random_matrix import (
+        marchenko_pastur_density,
+        semicircle_density,
+        wigner_outlier,
+        wishart_outlier,
+    )
     from allometry.measure.scale_invariance import EffectiveStep, scale_invariance
     from allometry.measure.sensitivity import (
         Onset,
@@ -47,8 +72,18 @@ open_room(
         "convolution_counts": ["ConvolutionCounts", "convolution_counts"],
         "coordinates": ["CoordinateCheck", "coordinate_check"],
         "cost": ["RuntimeLaw", "model_call", "runtime", "runtime_law"],
+        "curvature": ["CurvatureOperator", "StackedCurvature", "draw_batches"],
+        "derivatives": ["ggn_vp", "hvp", "per_example_gradients", "squared_gradients"],
+        "gradient_noise": ["GradientNoiseScale", "NoiseScale", "gradient_noise_scale"],
+        "hessian_noise": ["BatchEigenvalues", "HessianNoise", "batch_eigenvalue_law", "batch_eigenvalues",
+            "hessian_noise"],
+        "lanczos": ["Eigenpairs", "Lanczos", "SpectralDensity", "lanczos", "spectral_density",
+            "top_eigenvalues"],
         "monitor": ["Monitor", "Probe", "spikes"],
+        "objective": ["Objective"],
         "pass_rate": ["PassCounts", "pass_at_k"],
+        "random_matrix": ["marchenko_pastur_density", "semicircle_density", "wigner_outlier",
+            "wishart_outlier"],
         "scale_invariance": ["EffectiveStep", "scale_invariance"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
         "state_space": ["ResponseGap", "fourier_attack", "memory_curve",
@@ -58,11 +93,15 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "Capture", "Complexity", "ConvolutionCounts", "CoordinateCheck", "EffectiveStep", "LogitStatistics",
-    "Monitor", "Onset", "Parameters", "PassCounts", "Probe", "ResponseGap", "RuntimeLaw", "Sensitivity",
-    "WeightDistance", "attention_logit_statistics", "complexity", "convolution_counts",
-    "coordinate_check", "count_parameters", "distance_law", "flops_per_token", "forecast_onset",
-    "fourier_attack", "learning_rate_sensitivity", "memory_curve", "mfu", "model_call", "pass_at_k",
-    "response_gap", "runtime", "runtime_law", "scale_invariance", "spike_frequencies", "spikes",
-    "transfer",
+    "BatchEigenvalues", "Capture", "Complexity", "ConvolutionCounts", "CoordinateCheck",
+    "CurvatureOperator", "EffectiveStep", "Eigenpairs", "GradientNoiseScale", "HessianNoise", "Lanczos",
+    "LogitStatistics", "Monitor", "NoiseScale", "Objective", "Onset", "Parameters", "PassCounts", "Probe",
+    "ResponseGap", "RuntimeLaw", "Sensitivity", "SpectralDensity", "StackedCurvature", "WeightDistance",
+    "attention_logit_statistics", "batch_eigenvalue_law", "batch_eigenvalues", "complexity",
+    "convolution_counts", "coordinate_check", "count_parameters", "distance_law", "draw_batches",
+    "flops_per_token", "forecast_onset", "fourier_attack", "ggn_vp", "gradient_noise_scale",
+    "hessian_noise", "hvp", "lanczos", "learning_rate_sensitivity", "marchenko_pastur_density",
+    "memory_curve", "mfu", "model_call", "pass_at_k", "per_example_gradients", "response_gap", "runtime",
+    "runtime_law", "scale_invariance", "semicircle_density", "spectral_density", "spike_frequencies",
+    "spikes", "squared_gradients", "top_eigenvalues", "transfer", "wigner_outlier", "wishart_outlier",
 ]  # fmt: skip

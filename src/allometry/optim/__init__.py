@@ -7,6 +7,7 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.optim.adamp import SGDP, AdamP
     from allometry.optim.adamw import AdamWIndependent
+    from allometry.optim.batch_scaling import CurvatureSchedule, max_learning_rate, rescale
     from allometry.optim.decays import rewarmed, schedule_rates, wsd_decay
     from allometry.optim.ema import AveragedWeights
     from allometry.optim.gradient_norm import GradientRMSNorm
@@ -31,6 +32,7 @@ open_room(
     {
         "adamp": ["AdamP", "SGDP"],
         "adamw": ["AdamWIndependent"],
+        "batch_scaling": ["CurvatureSchedule", "max_learning_rate", "rescale"],
         "decays": ["rewarmed", "schedule_rates", "wsd_decay"],
         "ema": ["AveragedWeights"],
         "gradient_norm": ["GradientRMSNorm"],
@@ -45,8 +47,8 @@ open_room(
 
 __all__ = [
     "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "BatchAdaptation", "CrossEntropyWithZ",
-    "GradientNoise", "GradientRMSNorm", "Role", "Schedule", "WidthRule", "adapt_to_batch", "as_scheduler",
-    "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic", "decay_rule",
-    "learning_rate_rule", "linear", "param_groups", "rewarmed", "schedule_rates", "two_step", "wsd",
-    "wsd_decay", "z_loss",
+    "CurvatureSchedule", "GradientNoise", "GradientRMSNorm", "Role", "Schedule", "WidthRule",
+    "adapt_to_batch", "as_scheduler", "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic",
+    "decay_rule", "learning_rate_rule", "linear", "max_learning_rate", "param_groups", "rescale",
+    "rewarmed", "schedule_rates", "two_step", "wsd", "wsd_decay", "z_loss",
 ]  # fmt: skip
