@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         spike_frequencies,
         transfer,
     )
+    from allometry.measure.tangent_kernel import empirical_kernel
     from allometry.measure.weight_motion import WeightDistance, distance_law
 
 open_room(
@@ -88,6 +89,7 @@ open_room(
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
         "state_space": ["ResponseGap", "fourier_attack", "memory_curve",
             "response_gap", "spike_frequencies", "transfer"],
+        "tangent_kernel": ["empirical_kernel"],
         "weight_motion": ["WeightDistance", "distance_law"],
     },
 )  # fmt: skip

@@ -1,0 +1,483 @@
+"""The empirical tangent kernel of any network, layer by layer, without its Jacobian.
+
+Θ(x, x') = Σ_p ∂f(x)/∂θ_p ⊗ ∂f(x')/∂θ_p decides how gradient descent moves the outputs. Arthur Jacot, Franck
+Gabriel and Clément Hongler, 2018, arXiv:1806.07572.
+
+- The gradient of one sample with respect to a weight is a sum of outer products over positions, so a layer's
+  share is either (delta · delta') (alpha · alpha') summed over pairs of positions, or the product of the
+  gradients themselves, a few rows of the weight at a time; whichever costs less.
+- Weights that are used more than once have their gradients added before the product: cross terms count.
+- Everything is checked on a few samples first: which dimension the samples lie along, that they do not
+  influence one another, and that the factors add up to autograd's gradient. A parameter that is used in
+  another way (recurrent weights, parametrized ones) gets its Jacobian, in blocks of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from allometry.measure.parameter_uses import Recorder, Use
+from allometry.measure.per_sample import AsFunction, sample_count, some_samples
+
+__all__ = ["empirical_kernel"]
+
+_PROBED = 4  # samples on which a model is looked at first
+
+
+def empirical_kernel(
+    model: nn.Module,
+    x: Any,
+    z: Any = None,
+    *,
+    params: str | Iterable[str] | None = None,
+    reduce: Literal["full", "trace"] = "full",
+    outputs: Callable[[Any], Tensor] | None = None,
+    memory: float = 2.0,
+) -> Tensor:
+    """Θ between samples of x and of z.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Without active dropout or batch statistics; its samples do not influence one another. Of float16 or
+        bfloat16 models the products are taken in float32, else in the model's own precision.
+    x, z : Tensor, tuple or mapping of Tensor
+        N and M samples along first dimensions; a mapping holds keyword arguments. By default z is x.
+    params : glob, or several of them, optional
+        By default all parameters that require gradients.
+    reduce : "full" or "trace"
+        ``"trace"`` is the trace over outputs divided by k, for which only the k diagonal blocks are computed.
+        In the infinite-width limit it is the kernel that all outputs share.
+    outputs : callable, optional
+        Takes the model's answer and gives a tensor (N, ...), whose entries are the k outputs of a sample; by
+        default the first tensor of the answer.
+    memory : float
+        GiB that the result, and apart from it the work, may take.
+
+    Returns
+    -------
+    Tensor, shape (N, M, k, k) or (N, M), float64
+
+    Raises
+    ------
+    ValueError
+        A model that depends on chance or on the other samples, a result that is too large, or a parameter
+        that is not there.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> empirical_kernel(model, torch.tensor([[1.0, 2.0], [0.0, 1.0]]))[..., 0, 0]
+    tensor([[6., 3.],
+            [3., 2.]], dtype=torch.float64)
+    """
+    if reduce not in ("full", "trace"):
+        raise ValueError(f"reduce is 'full' or 'trace'; got {reduce!r}")
+    function = AsFunction(model, params, outputs)
+    plan = look(function, x)
+    n, m = sample_count(x), sample_count(x if z is None else z)
+    trace, k = reduce == "trace", plan.outputs
+    refuse_large(n * m * (1 if trace else k * k), memory, f"a kernel of {n} x {m} samples and {k} outputs")
+    budget = memory * 2**30
+    step = max(1, min(max(n, m), int(budget / 3 / plan.bytes_per_sample)))
+    kernel = torch.zeros((n, m) if trace else (n, m, k, k), dtype=torch.float64, device=plan.device)
+    for i in range(0, n, step):
+        rows = plan.block(some_samples(x, slice(i, i + step)))
+        for j in range(i if z is None else 0, m, step):
+            other = x if z is None else z
+            columns = rows if z is None and j == i else plan.block(some_samples(other, slice(j, j + step)))
+            part = _product(plan, rows, columns, trace, budget / 3)
+            kernel[i : i + step, j : j + step] = part
+            if z is None and j > i:
+                kernel[j : j + step, i : i + step] = part.mT.transpose(0, 1) if not trace else part.mT
+    return kernel
+
+
+def refuse_large(entries: float, memory: float, what: str) -> None:
+    """A sentence for a result that does not fit."""
+    size = 8 * entries / 2**30
+    if size > memory:
+        raise ValueError(
+            f"{what} takes {size:.1f} GiB, more than memory={memory:g}: raise it, take fewer samples or "
+            "reduce='trace', or use kernel_operator or sketched_kernel"
+        )
+
+
+# --- looking at a model -------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class Part:
+    """The factors of one use for a block of samples; see `Use`."""
+
+    delta: Tensor  # (k, n, g, T, D)
+    alpha: Tensor  # (1, n, g, T, E), or integers (n, 1, T)
+    first: bool
+    key: Any  # of deltas that uses share
+
+    @property
+    def rows(self) -> Tensor:
+        return self.delta if self.first else self.alpha
+
+    @property
+    def columns(self) -> Tensor:
+        return self.alpha if self.first else self.delta
+
+
+@dataclass(eq=False)
+class Block:
+    """Factors of each parameter that is understood, and Jacobians (k, n, size) of the rest."""
+
+    parts: dict[str, list[Part]]
+    jacobian: Tensor | None
+
+
+@dataclass(eq=False)
+class Plan:
+    """How a model's parameters are used: sample axes of each use, and what needs a Jacobian."""
+
+    function: AsFunction
+    axes: dict[str, list[int]]
+    unknown: dict[str, str]
+    spread: bool
+    outputs: int
+    bytes_per_sample: float
+    device: torch.device
+
+    def block(self, x: Any) -> Block:
+        """The factors of a block of samples."""
+        known = {name: self.function.values[name] for name in self.axes}
+        parts: dict[str, list[Part]] = {}
+        if known:
+            flat, recorder, uses = _recorded(self.function, known, x, self.spread)
+            eye = torch.eye(self.outputs, dtype=flat.dtype, device=flat.device)
+            cotangents = eye[:, None].expand(-1, len(flat), -1)
+            if {name: len(recorder.uses[name]) for name in known} != {
+                n: len(a) for n, a in self.axes.items()
+            }:
+                raise ValueError("the model does other things with other samples, so it has no one kernel")
+            found = _gradients(flat, uses, cotangents)
+            parts = {
+                name: [
+                    _part(use, found, len(flat), axis)
+                    for use, axis in zip(recorder.uses[name], axes, strict=True)
+                ]
+                for name, axes in self.axes.items()
+            }
+        return Block(parts, _jacobian(self.function, self.unknown, x) if self.unknown else None)
+
+
+def look(function: AsFunction, x: Any) -> Plan:
+    """Watch a model on its first samples, and check all that the contraction relies on.
+
+    Raises
+    ------
+    ValueError
+        Outputs depend on chance or on the other samples of the batch.
+    """
+    few = some_samples(x, slice(0, _PROBED))
+    try:
+        flat, recorder, uses = _recorded(function, function.values, few, True)
+        spread = True
+    except RuntimeError:  # shapes that a lookup of one row a sample does not fit
+        flat, recorder, uses = _recorded(function, function.values, few, False)
+        spread = False
+    n, k = flat.shape
+    with torch.no_grad():
+        alone = function(function.values, some_samples(few, slice(n - 1, n)))
+    room = math.sqrt(torch.finfo(flat.dtype).eps) * max(float(flat.detach().abs().max()), 1e-30)
+    if float((alone[0] - flat[-1]).detach().abs().max()) > room:
+        raise ValueError(
+            "the model's outputs depend on chance or on the other samples of the batch, so it has no kernel: "
+            "call model.eval(), or take out what mixes samples"
+        )
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
+    half = torch.arange(n, device=flat.device) < (n + 1) // 2
+    found = _gradients(flat, uses, torch.stack([drawn * half[:, None], drawn * ~half[:, None]]))
+    exact = torch.autograd.grad(flat, list(recorder.leaves.values()), drawn, allow_unused=True)
+    largest = max(float(one.norm()) for one in exact if one is not None)
+    axes: dict[str, list[int]] = {}
+    unknown = dict(recorder.unknown)
+    for (name, value), gradient in zip(recorder.leaves.items(), exact, strict=True):
+        if name in unknown or (gradient is None and not recorder.uses[name]):
+            continue
+        chosen = [_axis(use, found, n, half) for use in recorder.uses[name]]
+        if None in chosen or not _adds_up(recorder.uses[name], found, n, chosen, gradient, value, largest):
+            unknown[name] = "a use that has no rule"
+        else:
+            axes[name] = [one for one in chosen if one is not None]
+    size = flat.element_size()
+    floats = sum(math.prod(one.shape) for one in {id(u.edge): u for u in uses}.values()) / n
+    held = sum(function.values[name].numel() for name in unknown)
+    # Outputs' gradients and inputs of every layer, and the graph that holds them; Jacobians of the rest.
+    return Plan(function, axes, unknown, spread, k, size * (k * floats + 4 * floats + 2 * k * held) + 1,
+                flat.device)  # fmt: skip
+
+
+def _recorded(
+    function: AsFunction, values: Mapping[str, Tensor], x: Any, spread: bool
+) -> tuple[Tensor, Recorder, list[Use]]:
+    leaves = {name: one.detach().requires_grad_() for name, one in values.items()}
+    recorder = Recorder(leaves, sample_count(x), spread)
+    with torch.enable_grad(), recorder:
+        flat = function({**function.values, **leaves}, x)
+    if not flat.requires_grad:
+        raise ValueError("the model's outputs do not depend on the chosen parameters")
+    return flat, recorder, [use for some in recorder.uses.values() for use in some]
+
+
+def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor) -> dict[int, Tensor]:
+    """Of several weighted sums of the outputs (k, n, outputs), at each edge: (k, *shape), by the edge's id."""
+    edges = {id(use.edge): use for use in uses}
+    if not edges:
+        return {}
+    wanted = [use.edge for use in edges.values()]
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    try:
+        found = torch.autograd.grad(flat, wanted, cotangents, is_grads_batched=True, **options)
+    except RuntimeError:  # an operation whose backward pass cannot be batched
+        singly = [torch.autograd.grad(flat, wanted, one, **options) for one in cotangents]
+        found = tuple(None if some[0] is None else torch.stack(some) for some in zip(*singly, strict=True))
+    count = len(cotangents)
+    return {
+        key: flat.new_zeros((count, *use.shape)) if one is None else one
+        for (key, use), one in zip(edges.items(), found, strict=True)
+    }
+
+
+def _part(use: Use, found: Mapping[int, Tensor], n: int, axis: int) -> Part:
+    delta, alpha = use.delta(found[id(use.edge)], n, axis), use.partner(n, axis)
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    key = (id(use.edge), delta.shape) if use.plain and delta.shape[3] == 1 else None
+    return Part(delta.to(wide), alpha.to(wide)[None] if alpha.is_floating_point() else alpha,
+                use.delta_first, key)  # fmt: skip
+
+
+def _axis(use: Use, found: Mapping[int, Tensor], n: int, half: Tensor) -> int | None:
+    """Along which dimension of the output samples lie: where gradients of one half leave the other at zero."""
+    for axis in use.axes:
+        if (use.shape[axis] != n) if axis else use.shape[0] % n:
+            continue
+        if n == 1:
+            return axis
+        each = found[id(use.edge)]
+        each = each.movedim(2, 1) if axis else each.reshape(2, n, -1)
+        if not bool(each[0, ~half].any() or each[1, half].any()):
+            return axis
+    return None
+
+
+def _adds_up(
+    uses: list[Use], found: Mapping[int, Tensor], n: int, axes: list[int | None], exact: Tensor | None,
+    value: Tensor, largest: float,
+) -> bool:  # fmt: skip
+    """Whether the factors give autograd's gradient."""
+    if exact is None:
+        exact = torch.zeros_like(value)
+    parts = [_part(use, found, n, axis or 0) for use, axis in zip(uses, axes, strict=True)]
+    if not parts:
+        return not bool(exact.any())
+    if (
+        len({_shape(part, value.numel()) for part in parts}) > 1
+    ):  # as a matrix here and element by element there
+        return False
+    total = sum(
+        (_whole(part, value.numel()).reshape(value.shape).to(exact) for part in parts),
+        torch.zeros_like(exact),
+    )
+    eps = torch.finfo(exact.dtype).eps
+    # Against the model's largest too: the gradient of an attention's key bias is zero but for rounding.
+    room = 10 * (math.sqrt(eps) * float(exact.norm()) + eps * largest)
+    return float((total - exact).norm()) <= room
+
+
+def _shape(part: Part, size: int) -> tuple[int, int]:
+    """Rows and columns of the parameter as a use sees it, within each group."""
+    other = part.alpha.shape[-1] if part.alpha.is_floating_point() else size // part.delta.shape[-1]
+    return (part.delta.shape[-1], other) if part.first else (other, part.delta.shape[-1])
+
+
+def _whole(part: Part, size: int) -> Tensor:
+    """The gradient summed over outputs and samples, in one product."""
+    delta = part.delta.permute(2, 0, 1, 3, 4).flatten(1, 3)  # (g, k n T, D)
+    if not part.alpha.is_floating_point():
+        height, width = _shape(part, size)
+        table = delta.new_zeros(height, width)
+        return table.index_add(0, part.alpha.flatten().repeat(len(part.delta)), delta[0])
+    alpha = part.alpha.expand(len(part.delta), *part.alpha.shape[1:]).permute(2, 0, 1, 3, 4).flatten(1, 3)
+    return delta.mT @ alpha if part.first else alpha.mT @ delta
+
+
+def _jacobian(function: AsFunction, unknown: Iterable[str], x: Any) -> Tensor:
+    """∂f/∂θ of the parameters that have no rule, flattened: (k, n, size)."""
+    names = list(unknown)
+
+    def of_one(values: dict[str, Tensor], one: Any) -> Tensor:
+        return function({**function.values, **values}, some(one))[0]
+
+    count = sample_count(x)
+    some: Callable[[Any], Any]
+    if isinstance(x, Tensor):
+        mapped, dims, some = x, 0, lambda one: one[None]
+    else:
+        items = dict(x) if isinstance(x, Mapping) else dict(enumerate(x))
+        mapped = {k: v for k, v in items.items() if isinstance(v, Tensor) and v.ndim and len(v) == count}
+        rest, dims = {k: v for k, v in items.items() if k not in mapped}, 0
+
+        def some(one: Any) -> Any:
+            whole = {k: one[k][None] if k in one else rest[k] for k in items}
+            return whole if isinstance(x, Mapping) else tuple(whole.values())
+
+    values = {name: function.values[name] for name in names}
+    try:
+        found = torch.func.vmap(torch.func.jacrev(of_one), in_dims=(None, dims))(values, mapped)
+        flat = torch.cat([found[name].flatten(2) for name in names], 2)
+    except RuntimeError:  # an operation that cannot be batched, such as a fused recurrent layer
+        leaves = {name: one.detach().requires_grad_() for name, one in values.items()}
+        rows = []
+        for index in range(count):
+            with torch.enable_grad():
+                out = function({**function.values, **leaves}, some_samples(x, slice(index, index + 1)))[0]
+            rows.append(torch.stack([
+                torch.cat([g.flatten() for g in torch.autograd.grad(one, list(leaves.values()),
+                                                                    retain_graph=True)])
+                for one in out
+            ]))  # fmt: skip
+        flat = torch.stack(rows)
+    return flat.detach().transpose(0, 1).to(torch.promote_types(flat.dtype, torch.float32))
+
+
+# --- products -----------------------------------------------------------------------------------------------
+def _product(plan: Plan, x: Block, z: Block, trace: bool, budget: float) -> Tensor:
+    """Θ of two blocks: (n, m) or (n, m, k, k)."""
+    shared: dict[Any, Tensor] = {}
+    total: Tensor | float = 0.0
+    for name in plan.axes:
+        ours, theirs = x.parts[name], z.parts[name]
+        if _by_positions(ours, theirs, trace, budget):
+            part = _over_positions(ours, theirs, trace, shared)
+        else:
+            part = _over_gradients(ours, theirs, trace, plan.function.values[name].numel(), budget)
+        total = total + part.double()
+    if x.jacobian is not None and z.jacobian is not None:
+        total = total + _dots(x.jacobian, z.jacobian, trace).double()
+    assert isinstance(total, Tensor)
+    return total / plan.outputs if trace else total.permute(2, 3, 0, 1)
+
+
+def _dots(a: Tensor, b: Tensor, trace: bool) -> Tensor:
+    """Products of gradients (k, n, size): (n, m) summed over outputs, or (k, k, n, m)."""
+    if trace:
+        return a.transpose(0, 1).flatten(1) @ b.transpose(0, 1).flatten(1).mT
+    found = a.flatten(0, 1) @ b.flatten(0, 1).mT
+    return found.reshape(len(a), a.shape[1], len(b), b.shape[1]).transpose(1, 2)
+
+
+def _by_positions(ours: list[Part], theirs: list[Part], trace: bool, budget: float) -> bool:
+    """Whether pairs of positions cost less than gradients."""
+    k, n, g, _, d = ours[0].delta.shape
+    m = theirs[0].delta.shape[1]
+    if len({part.delta.shape[2] for part in (*ours, *theirs)}) > 1:
+        return False
+    ends = [sum(part.delta.shape[3] for part in some) for some in (ours, theirs)]
+    e = ours[0].alpha.shape[-1] if ours[0].alpha.is_floating_point() else 1
+    pairs, blocks = float(n * ends[0]) * (m * ends[1]) * g, (k if trace else k * k)
+    alone = pairs * (blocks * (d + 1) + e)
+    whole = float(k) * g * d * e * (n * ends[0] + m * ends[1]) + float(blocks) * n * m * g * d * e
+    return pairs * blocks * 3 * ours[0].delta.element_size() <= budget and alone <= whole
+
+
+def _over_positions(ours: list[Part], theirs: list[Part], trace: bool, shared: dict[Any, Tensor]) -> Tensor:
+    total: Tensor | float = 0.0
+    for a in ours:
+        for b in theirs:
+            n, m = a.delta.shape[1], b.delta.shape[1]
+            if a.first == b.first:
+                key = (a.key, b.key) if a.key is not None and b.key is not None else None
+                left = shared.get(key) if key is not None else None
+                if left is None:
+                    left = _gram(a.delta, b.delta, trace)
+                    if key is not None:
+                        shared[key] = left
+                right = _gram(a.alpha, b.alpha, trace)
+            else:
+                left, right = _gram(a.rows, b.rows, trace), _gram(a.columns, b.columns, trace)
+            found = left * right  # (k, k, g, nT, mS), or (k, g, nT, mS)
+            found = found.sum((0, 1)) if trace else found.sum(2)
+            found = found.reshape(*found.shape[:-2], n, -1, m, found.shape[-1] // m)
+            total = total + found.sum((-3, -1))
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _gram(a: Tensor, b: Tensor, trace: bool) -> Tensor:
+    """Inner products of factors at all pairs of positions.
+
+    Factors are (C, n, g, T, D), or integers (n, 1, T) for one-hot rows; C is k, or 1 where outputs share them.
+    The answer is (C, C', g, nT, mS), or (C, g, nT, mS) for the trace.
+    """
+    if not a.is_floating_point() and not b.is_floating_point():
+        found = (a.flatten()[:, None] == b.flatten()).to(torch.get_default_dtype())[None, None]
+        return found if trace else found[None]
+    if not a.is_floating_point():
+        return _gram(b, a, trace).mT if trace else _gram(b, a, trace).mT.transpose(0, 1)
+    if not b.is_floating_point():
+        picked = a[:, :, 0].flatten(1, 2)[:, :, b.flatten()]  # (C, nT, mS)
+        return picked[:, None] if trace else picked[:, None, None]
+    left, right = (one.transpose(1, 2).flatten(2, 3) for one in (a, b))  # (C, g, nT, D)
+    if trace:
+        return left @ right.mT
+    if left.shape[1] == 1:  # one matrix product for all pairs of outputs
+        found = left[:, 0].flatten(0, 1) @ right[:, 0].flatten(0, 1).mT
+        found = found.reshape(len(left), left.shape[2], len(right), right.shape[2])
+        return found.transpose(1, 2)[:, :, None]
+    return left[:, None] @ right[None].mT
+
+
+def _rows_of(parts: list[Part], low: int, high: int) -> Tensor:
+    """Gradients of single samples with respect to some rows of a parameter: (k, n, groups * rows * columns)."""
+    total: Tensor | float = 0.0
+    for part in parts:
+        rows, columns = part.rows, part.columns
+        if rows.is_floating_point():
+            rows = rows[..., low:high]
+        else:
+            lookup = rows[..., None] == torch.arange(low, high, device=rows.device)
+            rows = lookup.to(columns.dtype)[None]
+        total = total + (rows.mT @ columns).flatten(2)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _over_gradients(ours: list[Part], theirs: list[Part], trace: bool, size: int, budget: float) -> Tensor:
+    if all(not part.alpha.is_floating_point() for part in (*ours, *theirs)):
+        ours, theirs, size = _compact(ours, theirs)
+    height = _shape(ours[0], size)[0]
+    k, n = ours[0].delta.shape[:2]
+    a_row = ours[0].delta.element_size() * k * (n + theirs[0].delta.shape[1]) * size / height
+    step = max(1, min(height, int(budget / (2 * a_row))))
+    total: Tensor | float = 0.0
+    for low in range(0, height, step):
+        high = min(low + step, height)
+        left = _rows_of(ours, low, high)
+        right = left if ours is theirs else _rows_of(theirs, low, high)
+        total = total + _dots(left, right, trace)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _compact(ours: list[Part], theirs: list[Part]) -> tuple[list[Part], list[Part], int]:
+    """Only the rows of a table that are looked up."""
+    both = [*ours, *theirs]
+    seen, places = torch.unique(torch.cat([part.alpha.flatten() for part in both]), return_inverse=True)
+    split = places.split([part.alpha.numel() for part in both])
+    made = [
+        Part(part.delta, place.reshape(part.alpha.shape), part.first, part.key)
+        for part, place in zip(both, split, strict=True)
+    ]
+    return made[: len(ours)], made[len(ours) :], len(seen) * ours[0].delta.shape[-1]
