@@ -13,6 +13,8 @@ What is notable:
   backward passes, and no forward pass. Without, the memory is that of one batch.
 * `StackedCurvature` holds many batches of one size as one program, each with a vector of its own: the
   largest eigenvalues of a hundred batches in the time of a few.
+* Second derivatives are those where there are any: of a loss or a model that is straight piece by piece (a
+  hinge, ReLU) the kinks are not seen, as they are not by a small step.
 * Gauss-Newton and covariance are one thing here, ``J' M J``, with samples' losses as the outputs of the
   second.
 """
