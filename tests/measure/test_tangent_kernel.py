@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from allometry.measure import empirical_kernel
+from allometry.measure.per_sample import AsFunction
+from allometry.measure.tangent_kernel import look
 
 
 def by_jacobian(model, x, z=None, outputs=None):
@@ -110,3 +112,150 @@ def test_the_layerwise_kernel_is_the_jacobians(kind):
     trace = empirical_kernel(model, x, reduce="trace")
     mean = exact.diagonal(dim1=2, dim2=3).mean(-1)
     assert torch.allclose(trace, mean, rtol=1e-10, atol=1e-12 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "recurrent"])
+def test_blocks_of_samples_and_rows_change_nothing(kind):
+    if kind == "recurrent":
+        model, x = Recurrent().double(), torch.randn(6, 4, 3).double()
+    else:
+        model, x = made(kind)
+        model, x = model.double(), x.double() if x.is_floating_point() else x
+    whole = empirical_kernel(model, x, reduce="trace")
+    parts = empirical_kernel(model, x, reduce="trace", memory=1e-6)
+    assert torch.allclose(parts, whole, rtol=1e-11, atol=1e-12 * float(whole.abs().max()))
+    assert torch.allclose(whole, whole.mT)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.inner(x)[0][:, -1])
+
+
+def test_recurrent_weights_have_no_rule_and_get_their_jacobian():
+    model, x = Recurrent().double(), torch.randn(3, 4, 3).double()
+    plan = look(AsFunction(model), x)
+    assert {name.split(".")[0] for name in plan.unknown} == {"inner"}
+    rows = []
+    for one in x:
+        for out in model(one[None])[0]:
+            grads = torch.autograd.grad(out, list(model.parameters()), retain_graph=True)
+            rows.append(torch.cat([g.flatten() for g in grads]))
+    jacobian = torch.stack(rows).reshape(3, 2, -1)
+    exact = torch.einsum("nkp,mlp->nmkl", jacobian, jacobian)
+    assert torch.allclose(empirical_kernel(model, x), exact, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["dense", "shared", "convolutional", "tied", "sequence"])
+def test_usual_layers_need_no_jacobian(kind):
+    model, x = made(kind)
+    assert look(AsFunction(model), x).unknown == {}
+
+
+def test_language_models_of_transformers_need_no_jacobian():
+    transformers = pytest.importorskip("transformers")
+    small = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    gpt = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_positions=8, n_embd=8, n_layer=1, n_head=2, **small)
+    )
+    llama = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+                                 num_attention_heads=2, **small)
+    )  # fmt: skip
+    tokens = torch.randint(20, (4, 6))
+    for model in (gpt.eval().double(), llama.eval().double()):
+        last = lambda answer: answer.logits[:, -1, :3]  # noqa: E731
+        assert look(AsFunction(model, outputs=last), {"input_ids": tokens}).unknown == {}
+        exact = by_jacobian(model, tokens, outputs=last)
+        found = empirical_kernel(model, {"input_ids": tokens}, outputs=last)
+        assert torch.allclose(found, exact, rtol=1e-8, atol=1e-10 * float(exact.abs().max()))
+
+
+def test_a_peer_agrees():
+    nngeometry = pytest.importorskip("nngeometry")
+    model, x = made("dense")
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), batch_size=3)
+    gram = nngeometry.GramMatrix(model, data, lambda *one: model(one[0])).data  # (k, N, k, N)
+    found = empirical_kernel(model, x)
+    assert torch.allclose(gram.permute(1, 3, 0, 2).double(), found, rtol=1e-5, atol=1e-5 * float(found.max()))
+
+
+def test_a_kernel_is_positive_and_blind_to_the_order_of_units():
+    model, x = made("dense")
+    model, x = model.double(), x.double()
+    kernel = empirical_kernel(model, x).permute(0, 2, 1, 3).reshape(18, 18)
+    values = torch.linalg.eigvalsh(kernel)
+    assert values[0] >= -1e-10 * values[-1]
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[order])
+        model[0].bias.copy_(model[0].bias[order])
+        model[2].weight.copy_(model[2].weight[:, order])
+    again = empirical_kernel(model, x).permute(0, 2, 1, 3).reshape(18, 18)
+    assert torch.allclose(again, kernel, rtol=1e-11, atol=1e-12)
+
+
+def test_chosen_parameters_alone_and_the_user_s_model_untouched():
+    model, x = made("dense")
+    model.double()
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    last = empirical_kernel(model, x.double(), params="4.*", reduce="trace")
+    with torch.no_grad():
+        features = model[:4](x.double())
+    assert torch.allclose(last, features @ features.T + 1, rtol=1e-12)  # random features and a bias
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(one.grad is None and one.requires_grad for one in model.parameters())
+    for name, one in model.named_parameters():
+        one.requires_grad_(name.startswith("4."))
+    assert torch.allclose(empirical_kernel(model, x.double(), reduce="trace"), last)
+
+
+def test_single_precision_is_as_good_as_the_jacobian_s():
+    model, x = made("dense")
+    exact = by_jacobian(model.double(), x.double())
+    ours, theirs = empirical_kernel(model.float(), x), by_jacobian(model.float(), x)
+    scale = float(exact.abs().max())
+    assert float((ours - exact).abs().max()) < 2 * float((theirs - exact).abs().max()) + 1e-7 * scale
+
+
+def test_memory_does_not_hold_the_jacobian():
+    """A width at which the Jacobian of 64 samples would take 1 GB runs within 100 MB."""
+    model, x = nn.Sequential(nn.Linear(8, 2000), nn.ReLU(), nn.Linear(2000, 2000), nn.ReLU(),
+                             nn.Linear(2000, 1)), torch.randn(64, 8)  # fmt: skip
+    with torch.profiler.profile(profile_memory=True) as seen:
+        empirical_kernel(model, x)
+    grown = [event.cpu_memory_usage for event in seen.events()]
+    assert max(grown) < 20e6
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.inner(x - x.mean(0))
+
+
+def test_models_without_a_kernel_are_refused():
+    x = torch.randn(5, 3)
+    with pytest.raises(ValueError, match=r"batch normalization .* model\.eval\(\)"):
+        empirical_kernel(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), x)
+    with pytest.raises(ValueError, match=r"dropout is active.*model\.eval\(\)"):
+        empirical_kernel(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), x)
+    with pytest.raises(ValueError, match="other samples of the batch"):
+        empirical_kernel(Centred(), x)
+    with pytest.raises(ValueError, match=r"takes 7\.4 GiB.*kernel_operator"):
+        empirical_kernel(nn.Linear(3, 10), torch.randn(3162, 3))
+    with pytest.raises(ValueError, match="no parameter matches 'head'"):
+        empirical_kernel(nn.Linear(3, 1), x, params="head")
+    with pytest.raises(ValueError, match="reduce is 'full' or 'trace'"):
+        empirical_kernel(nn.Linear(3, 1), x, reduce="sum")
+    with pytest.raises(ValueError, match="outputs= to choose"):
+        empirical_kernel(nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), x)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from allometry.measure.cost import RuntimeLaw, model_call, runtime, runtime_law
     from allometry.measure.curvature import CurvatureOperator, StackedCurvature, draw_batches
     from allometry.measure.derivatives import ggn_vp, hvp, per_example_gradients, squared_gradients
+    from allometry.measure.dual_activation import dual_activation
     from allometry.measure.gradient_noise import GradientNoiseScale, NoiseScale, gradient_noise_scale
     from allometry.measure.hessian_noise import (
         BatchEigenvalues,
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
         batch_eigenvalues,
         hessian_noise,
     )
+    from allometry.measure.infinite_network import TangentNetwork
+    from allometry.measure.infinite_width import Architecture, InfiniteKernels, analytic_kernels
+    from allometry.measure.kernel_dynamics import (
+        KernelDrift,
+        KernelDynamics,
+        Spread,
+        follow_training,
+        kernel_drift,
+    )
+    from allometry.measure.kernel_estimators import NTKClassifier, NTKRegressor
     from allometry.measure.lanczos import (
         Eigenpairs,
         Lanczos,
@@ -36,6 +47,7 @@ if TYPE_CHECKING:
         spectral_density,
         top_eigenvalues,
     )
+    from allometry.measure.linearized import linearize
     from allometry.measure.monitor import Monitor, Probe, spikes
     from allometry.measure.objective import Objective
     from allometry.measure.pass_rate import PassCounts, pass_at_k
@@ -61,6 +73,7 @@ if TYPE_CHECKING:
         transfer,
     )
     from allometry.measure.tangent_kernel import empirical_kernel
+    from allometry.measure.tangent_products import SketchedKernel, kernel_operator, sketched_kernel
     from allometry.measure.weight_motion import WeightDistance, distance_law
 
 open_room(
@@ -80,6 +93,12 @@ open_room(
             "hessian_noise"],
         "lanczos": ["Eigenpairs", "Lanczos", "SpectralDensity", "lanczos", "spectral_density",
             "top_eigenvalues"],
+        "dual_activation": ["dual_activation"],
+        "infinite_network": ["TangentNetwork"],
+        "infinite_width": ["Architecture", "InfiniteKernels", "analytic_kernels"],
+        "kernel_dynamics": ["KernelDrift", "KernelDynamics", "Spread", "follow_training", "kernel_drift"],
+        "kernel_estimators": ["NTKClassifier", "NTKRegressor"],
+        "linearized": ["linearize"],
         "monitor": ["Monitor", "Probe", "spikes"],
         "objective": ["Objective"],
         "pass_rate": ["PassCounts", "pass_at_k"],
@@ -90,20 +109,25 @@ open_room(
         "state_space": ["ResponseGap", "fourier_attack", "memory_curve",
             "response_gap", "spike_frequencies", "transfer"],
         "tangent_kernel": ["empirical_kernel"],
+        "tangent_products": ["SketchedKernel", "kernel_operator", "sketched_kernel"],
         "weight_motion": ["WeightDistance", "distance_law"],
     },
 )  # fmt: skip
 
 __all__ = [
-    "BatchEigenvalues", "Capture", "Complexity", "ConvolutionCounts", "CoordinateCheck",
-    "CurvatureOperator", "EffectiveStep", "Eigenpairs", "GradientNoiseScale", "HessianNoise", "Lanczos",
-    "LogitStatistics", "Monitor", "NoiseScale", "Objective", "Onset", "Parameters", "PassCounts", "Probe",
-    "ResponseGap", "RuntimeLaw", "Sensitivity", "SpectralDensity", "StackedCurvature", "WeightDistance",
+    "Architecture", "BatchEigenvalues", "Capture", "Complexity", "ConvolutionCounts", "CoordinateCheck",
+    "CurvatureOperator", "EffectiveStep", "Eigenpairs", "GradientNoiseScale", "HessianNoise",
+    "InfiniteKernels", "KernelDrift", "KernelDynamics", "Lanczos", "LogitStatistics", "Monitor",
+    "NTKClassifier", "NTKRegressor", "NoiseScale", "Objective", "Onset", "Parameters", "PassCounts",
+    "Probe", "ResponseGap", "RuntimeLaw", "Sensitivity", "SketchedKernel", "SpectralDensity", "Spread",
+    "StackedCurvature", "TangentNetwork", "WeightDistance", "analytic_kernels",
     "attention_logit_statistics", "batch_eigenvalue_law", "batch_eigenvalues", "complexity",
     "convolution_counts", "coordinate_check", "count_parameters", "distance_law", "draw_batches",
-    "flops_per_token", "forecast_onset", "fourier_attack", "ggn_vp", "gradient_noise_scale",
-    "hessian_noise", "hvp", "lanczos", "learning_rate_sensitivity", "marchenko_pastur_density",
+    "dual_activation", "empirical_kernel", "flops_per_token", "follow_training", "forecast_onset",
+    "fourier_attack", "ggn_vp", "gradient_noise_scale", "hessian_noise", "hvp", "kernel_drift",
+    "kernel_operator", "lanczos", "learning_rate_sensitivity", "linearize", "marchenko_pastur_density",
     "memory_curve", "mfu", "model_call", "pass_at_k", "per_example_gradients", "response_gap", "runtime",
-    "runtime_law", "scale_invariance", "semicircle_density", "spectral_density", "spike_frequencies",
-    "spikes", "squared_gradients", "top_eigenvalues", "transfer", "wigner_outlier", "wishart_outlier",
+    "runtime_law", "scale_invariance", "semicircle_density", "sketched_kernel", "spectral_density",
+    "spike_frequencies", "spikes", "squared_gradients", "top_eigenvalues", "transfer", "wigner_outlier",
+    "wishart_outlier",
 ]  # fmt: skip

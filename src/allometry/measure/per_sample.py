@@ -1,8 +1,8 @@
 """A model as a function of its parameters, one row of outputs a sample; and samples of its inputs.
 
 Inputs are what the model is called with: a tensor, a tuple of tensors (positional arguments), or a mapping
-(keyword arguments, as tokenizers give). Samples lie along the first dimension of every tensor with as many rows
-as the first tensor; anything else is passed on as it is.
+(keyword arguments, as tokenizers give). Samples lie along the first dimension of every tensor with as many
+rows as the first tensor; anything else is passed on as it is.
 """
 
 import fnmatch
@@ -128,7 +128,7 @@ class AsFunction:
         if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != count:
             told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"the model must answer with one row for each of the {count} samples; got {told}: pass outputs= "
-                "to choose a tensor from its answer"
+                f"the model must answer with one row for each of the {count} samples; got {told}: pass "
+                "outputs= to choose a tensor from its answer"
             )
         return found.reshape(count, -1)

@@ -232,7 +232,7 @@ def _recorded(
 
 
 def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor) -> dict[int, Tensor]:
-    """Of several weighted sums of the outputs (k, n, outputs), at each edge: (k, *shape), by the edge's id."""
+    """Of weighted sums of the outputs (k, n, outputs), at each edge: (k, *shape), by the edge's id."""
     edges = {id(use.edge): use for use in uses}
     if not edges:
         return {}
@@ -259,7 +259,7 @@ def _part(use: Use, found: Mapping[int, Tensor], n: int, axis: int) -> Part:
 
 
 def _axis(use: Use, found: Mapping[int, Tensor], n: int, half: Tensor) -> int | None:
-    """Along which dimension of the output samples lie: where gradients of one half leave the other at zero."""
+    """The dimension along which samples lie: where gradients of one half leave the other at zero."""
     for axis in use.axes:
         if (use.shape[axis] != n) if axis else use.shape[0] % n:
             continue
@@ -418,8 +418,8 @@ def _over_positions(ours: list[Part], theirs: list[Part], trace: bool, shared: d
 def _gram(a: Tensor, b: Tensor, trace: bool) -> Tensor:
     """Inner products of factors at all pairs of positions.
 
-    Factors are (C, n, g, T, D), or integers (n, 1, T) for one-hot rows; C is k, or 1 where outputs share them.
-    The answer is (C, C', g, nT, mS), or (C, g, nT, mS) for the trace.
+    Factors are (C, n, g, T, D), or integers (n, 1, T) for one-hot rows; C is k, or 1 where outputs share
+    them. The answer is (C, C', g, nT, mS), or (C, g, nT, mS) for the trace.
     """
     if not a.is_floating_point() and not b.is_floating_point():
         found = (a.flatten()[:, None] == b.flatten()).to(torch.get_default_dtype())[None, None]
@@ -440,7 +440,7 @@ def _gram(a: Tensor, b: Tensor, trace: bool) -> Tensor:
 
 
 def _rows_of(parts: list[Part], low: int, high: int) -> Tensor:
-    """Gradients of single samples with respect to some rows of a parameter: (k, n, groups * rows * columns)."""
+    """Gradients of single samples by some rows of a parameter: (k, n, groups * rows * columns)."""
     total: Tensor | float = 0.0
     for part in parts:
         rows, columns = part.rows, part.columns
