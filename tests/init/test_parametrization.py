@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from allometry.init.parametrization import ABC, LayerScale, ntk_parametrize_
+from allometry.measure import Architecture, analytic_kernels, empirical_kernel
 from allometry.models.mlp import MLP
 from allometry.optim.groups import param_groups
 
@@ -186,3 +187,28 @@ def test_bad_input():
         ABC.preset("sp", 2).parametrize_(uneven, 8)
     with pytest.raises(ValueError, match="widths"):
         ABC.preset("sp", 2).multipliers(0)
+
+
+def test_a_beta_keeps_the_function_and_is_the_paper_s_kernel():
+    """Weights and biases of unit variance with β = 0.1: the kernel is the infinite-width one's, nearly."""
+    torch.manual_seed(0)
+    width = 4096
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, width), torch.nn.ReLU(), torch.nn.Linear(width, 2)
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.normal_(std=layer.in_features**-0.5)
+            layer.bias.normal_(std=0.1)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    before = model(x).detach()
+    ntk_parametrize_(model, beta=0.1)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert all(abs(float(one.detach().std()) - 1) < 0.1 for one in (model[0].weight, model[0].bias, model[2].weight))
+    found = empirical_kernel(model, x, reduce="trace")
+    exact = analytic_kernels(x, None, Architecture(2, bias_std=0.1)).ntk
+    assert float((found - exact).norm() / exact.norm()) < 0.05
+    exact_without = analytic_kernels(x, None, Architecture(2, bias_std=0.0)).ntk
+    assert float((found - exact_without).norm()) > float((found - exact).norm())
+    with pytest.raises(ValueError, match="beta must be above 0"):
+        ntk_parametrize_(model, beta=0.0)

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import nn
 
-from allometry.init.multiplier import DivideInput
+from allometry.init.multiplier import DivideInput, MultiplyOutput
 from allometry.init.widths import input_side, is_affine
 from allometry.optim.groups import Role
 
@@ -333,12 +333,12 @@ class ABC:
 
 
 @torch.no_grad()
-def ntk_parametrize_(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
+def ntk_parametrize_(model: nn.Module, *, gain: float = 1.0, beta: float | None = None) -> nn.Module:
     """Write a network in the neural-tangent form, in place, without changing its function.
 
     Every linear and convolutional weight is multiplied by √fan_in / gain and its layer's input by
     gain / √fan_in. At first the network is the same one; under SGD each weight now moves as if its learning
-    rate were gain² / fan_in times as large. Biases stay as they are.
+    rate were gain² / fan_in times as large. Biases stay as they are, or become β b with a β of their own.
 
     Parameters
     ----------
@@ -347,6 +347,9 @@ def ntk_parametrize_(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
     gain : float
         The standard deviation of the weights as built, times √fan_in, so that they come out with unit
         variance: 1/√3 for torch's default, √2 for He's, 1 for 1/√fan_in.
+    beta : float, optional
+        The paper's β, there 0.1: biases are divided by it and enter multiplied by it, so that under SGD they
+        move as if their learning rate were β² times as large. By default 1.
 
     Returns
     -------
@@ -361,6 +364,8 @@ def ntk_parametrize_(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
     """
     if not gain > 0:
         raise ValueError(f"gain must be above 0; got {gain!r}")
+    if beta is not None and not beta > 0:
+        raise ValueError(f"beta must be above 0; got {beta!r}")
     seen: set[int] = set()
     for name, module in model.named_modules():
         if not is_affine(module):
@@ -371,5 +376,10 @@ def ntk_parametrize_(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
         seen.add(id(weight))
         fan_in = weight.shape[input_side(module)] * math.prod(weight.shape[2:])
         weight.mul_(math.sqrt(fan_in) / gain)
-        DivideInput(math.sqrt(fan_in) / gain).attach(module)
+        own = 1.0 if beta is None or module.bias is None else beta
+        # W x gain / √fan_in + β b, written as β (W x gain / (β √fan_in) + b).
+        DivideInput(own * math.sqrt(fan_in) / gain).attach(module)
+        if own != 1.0:
+            cast(torch.Tensor, module.bias).div_(own)
+            MultiplyOutput(own).attach(module)
     return model
