@@ -106,6 +106,8 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
         optim.CurvatureSchedule(adam, model, nn.functional.mse_loss, every=1)
     with pytest.raises(ValueError, match="safety must be above 0"):
         optim.CurvatureSchedule(sgd, model, nn.functional.mse_loss, every=1, safety=2.0)
+    with pytest.raises(ValueError, match="first must not be negative"):
+        optim.CurvatureSchedule(sgd, model, nn.functional.mse_loss, every=1, first=-1)
     with pytest.raises(ValueError, match="every must be at least 1"):
         optim.CurvatureSchedule(sgd, model, nn.functional.mse_loss, every=0)
     with pytest.raises(ValueError, match="rule is 'heavy_ball'"):
@@ -167,6 +169,13 @@ def test_it_measures_every_so_often_and_goes_on_from_its_state():
         schedule.step(batch)
         seen.append(schedule.last["step"])
     assert seen == [0] * 5 + [5] * 5 + [10]
+    late = optim.CurvatureSchedule(optimizer, model, nn.functional.mse_loss, every=5, first=3, steps=2)
+    for _ in range(3):
+        late.step(batch)
+    assert late.last is None
+    for _ in range(6):
+        late.step(batch)
+    assert late.last["step"] == 8
     other = make()
     other.load_state_dict(schedule.state_dict())
     for _ in range(10):

@@ -89,7 +89,7 @@ class HessianNoise:
 def hessian_noise(
     model: nn.Module, loss_fn: LossFunction | None, data: Any, samples: int | None = None, *,
     mode: Mode = "directional", k: int = 10, operator: str = "hessian", probes: int = 8,
-    generator: torch.Generator | None = None,
+    top: Eigenpairs | None = None, generator: torch.Generator | None = None,
     objective: Callable[[nn.Module, Any], Tensor] | None = None, include: Sequence[str] = ("*",),
     dtype: torch.dtype | None = None, unit: str = "sample", chunk: int | None = None, keep: bool = True,
 ) -> HessianNoise:  # fmt: skip
@@ -109,6 +109,8 @@ def hessian_noise(
         Top directions that are resolved; for classifiers as many as classes.
     probes : int
         Random directions of the isotropic estimate.
+    top : Eigenpairs, optional
+        The top ``k`` or more of the curvature of all of the data, where they are known.
     generator : torch.Generator, optional
     chunk : int, optional
         Observations that are one program; the memory is that of as many gradients.
@@ -142,8 +144,14 @@ def hessian_noise(
     options: dict[str, Any] = {"objective": objective, "include": include, "dtype": dtype, "unit": unit}
     generator = generator or torch.Generator().manual_seed(0)
     whole = CurvatureOperator(model, loss_fn, data, operator=operator, keep=keep, **options)
-    top = top_eigenvalues(whole, whole.dim, min(max(k, 2), whole.dim), generator)
-    values = top.values
+    many = min(max(k, 2), whole.dim)
+    if top is None:
+        top = top_eigenvalues(whole, whole.dim, many, generator)
+    if top.vectors.shape[-2] < many or top.vectors.shape[-1] != whole.dim:
+        raise ValueError(
+            f"top holds {tuple(top.vectors.shape)}, not the {many} first of {whole.dim} parameters"
+        )
+    values, directions = top.values[:many], top.vectors[:many].to(whole.device, whole.dtype)
     largest, gap = float(values[0]), float(values[0] - values[1]) if len(values) > 1 else math.inf
     if not largest > 0:
         raise ValueError(
@@ -159,9 +167,9 @@ def hessian_noise(
         z = torch.randn(probes, whole.dim, generator=generator, dtype=torch.float64)
         vectors = (z / z.norm(dim=1, keepdim=True)).to(whole.device, whole.dtype)
     else:
-        vectors = top.vectors[: None if mode == "subspace" else 1]
+        vectors = directions[: None if mode == "subspace" else 1]
     one = Objective(model, loss_fn, **options)
-    observed = _observations(one, operator, batches_of(data), vectors, top.vectors, samples, chunk, generator)
+    observed = _observations(one, operator, batches_of(data), vectors, directions, samples, chunk, generator)
     grams, blocks, size = observed
     count = len(grams)
     if count < 2:

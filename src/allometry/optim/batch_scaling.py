@@ -168,6 +168,10 @@ class CurvatureSchedule:
     loss_fn : (output, target) -> Tensor (), optional
     every : int
         Training steps from one measurement to the next; an epoch in the paper.
+    first : int
+        Steps before the first measurement, taken at the rate that the optimizer came with. Where a network
+        begins flat and sharpens, as many do without normalization, what its start would bear is far too
+        large a moment later.
     steps : int
         Of Lanczos' method.
     rule : {"heavy_ball", "two_over_lambda"}
@@ -203,7 +207,7 @@ class CurvatureSchedule:
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, model: nn.Module,
-        loss_fn: Callable[[Any, Any], Tensor] | None = None, *, every: int, steps: int = 10,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None, *, every: int, first: int = 0, steps: int = 10,
         rule: Literal["heavy_ball", "two_over_lambda"] = "heavy_ball", safety: float = 0.5,
         operator: Literal["hessian", "ggn"] = "hessian",
         objective: Callable[[nn.Module, Any], Tensor] | None = None, include: Sequence[str] = ("*",),
@@ -212,6 +216,8 @@ class CurvatureSchedule:
         for name, value in (("every", every), ("steps", steps)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if first < 0:
+            raise ValueError(f"first must not be negative, not {first}")
         if rule not in ("heavy_ball", "two_over_lambda"):
             raise ValueError(f"rule is 'heavy_ball' or 'two_over_lambda', not {rule!r}")
         if not 0 < safety <= 1:
@@ -221,7 +227,8 @@ class CurvatureSchedule:
                 f"{type(optimizer).__name__} has no momentum to set; take rule='two_over_lambda'"
             )
         self.optimizer, self.model, self.loss_fn = optimizer, model, loss_fn
-        self.every, self.steps, self.rule, self.safety = int(every), int(steps), rule, float(safety)
+        self.every, self.first, self.steps = int(every), int(first), int(steps)
+        self.rule, self.safety = rule, float(safety)
         self.operator, self.objective, self.include = operator, objective, include
         self.generator = generator or torch.Generator().manual_seed(0)
         self.count = 0
@@ -229,7 +236,7 @@ class CurvatureSchedule:
 
     def step(self, batch: Any) -> None:
         """Before a training step, with the batch that it is going to see."""
-        if self.count % self.every == 0:
+        if self.count >= self.first and (self.count - self.first) % self.every == 0:
             self._measure(batch)
         self.count += 1
 
