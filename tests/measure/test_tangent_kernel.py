@@ -156,6 +156,25 @@ def test_usual_layers_need_no_jacobian(kind):
     assert look(AsFunction(model), x).unknown == {}
 
 
+class Looking(nn.Module):
+    """Reads a weight for a number that no output depends on, and uses another in a way that has no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.used = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        size = self.seen.weight[0].numel()
+        return torch.tanh(self.seen(x) / size) @ self.used.weight[:2].T
+
+
+def test_only_uses_that_outputs_depend_on_count():
+    torch.manual_seed(0)
+    model, x = Looking().double(), torch.randn(5, 3).double()
+    assert set(look(AsFunction(model), x).unknown) == {"used.weight"}
+    assert torch.allclose(empirical_kernel(model, x), by_jacobian(model, x), rtol=1e-10)
+
+
 def test_language_models_of_transformers_need_no_jacobian():
     transformers = pytest.importorskip("transformers")
     small = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1}

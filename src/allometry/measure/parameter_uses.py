@@ -7,7 +7,7 @@ gradient itself.
 
 - It watches torch's functions, not modules, so a weight that two layers share, or that a model uses by hand,
   is seen at each use; a tied weight merely has more positions.
-- What has no rule here is told apart (`Recorder.unknown`), never guessed.
+- What has no rule here is told apart (`Recorder.strange`), never guessed.
 - Gradients are asked for at edges of the graph, which later in-place operations do not move.
 """
 
@@ -74,8 +74,8 @@ class Recorder(TorchFunctionMode):
     Attributes
     ----------
     uses : dict of str to list of Use
-    unknown : dict of str to str
-        Parameters with a use that has no rule here, and the operation.
+    strange : list of (str, str, GradientEdge)
+        Uses that have no rule here: the parameter, the operation, its output.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], samples: int, spread: bool = True) -> None:
@@ -84,7 +84,17 @@ class Recorder(TorchFunctionMode):
         self.samples, self.spread = samples, spread
         self.leaves = dict(parameters)
         self.uses: dict[str, list[Use]] = {name: [] for name in parameters}
-        self.unknown: dict[str, str] = {}
+        self.strange: list[tuple[str, str, Any]] = []
+
+    def unknown(self, flat: Tensor) -> dict[str, str]:
+        """Parameters with such a use that the outputs depend on, and the operation."""
+        if not self.strange:
+            return {}
+        edges = [edge for _, _, edge in self.strange]
+        found = torch.autograd.grad(flat, edges, torch.ones_like(flat), retain_graph=True, allow_unused=True)
+        return {
+            name: told for (name, told, _), one in zip(self.strange, found, strict=True) if one is not None
+        }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -106,8 +116,9 @@ class Recorder(TorchFunctionMode):
                 name = self._names[id(parameter)]
                 self.uses[name].append(make)
                 mine.discard(name)
+        told = getattr(func, "__name__", str(func))
         for name in sorted(mine):
-            self.unknown.setdefault(name, getattr(func, "__name__", str(func)))
+            self.strange += [(name, told, _edge(one)) for one in _tensors([found]) if one.requires_grad]
         return found
 
 

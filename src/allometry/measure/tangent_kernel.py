@@ -199,10 +199,10 @@ def look(function: AsFunction, x: Any) -> Plan:
     drawn = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
     half = torch.arange(n, device=flat.device) < (n + 1) // 2
     found = _gradients(flat, uses, torch.stack([drawn * half[:, None], drawn * ~half[:, None]]))
+    unknown = recorder.unknown(flat)
     exact = torch.autograd.grad(flat, list(recorder.leaves.values()), drawn, allow_unused=True)
     largest = max(float(one.norm()) for one in exact if one is not None)
     axes: dict[str, list[int]] = {}
-    unknown = dict(recorder.unknown)
     for (name, value), gradient in zip(recorder.leaves.items(), exact, strict=True):
         if name in unknown or (gradient is None and not recorder.uses[name]):
             continue
