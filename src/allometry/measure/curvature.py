@@ -16,7 +16,7 @@ What is notable:
 * Second derivatives are those where there are any: of a loss or a model that is straight piece by piece (a
   hinge, ReLU) the kinks are not seen, as they are not by a small step.
 * Gauss-Newton and covariance are one thing here, ``J' M J``, with samples' losses as the outputs of the
-  second.
+  second. ``J v`` is the derivative of ``J' u`` in ``u`` where that is kept, and else goes forward.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -51,7 +52,8 @@ class CurvatureOperator:
     operator : {"hessian", "ggn", "gradient covariance"}
     keep : bool
         Keep what is the same for every vector. The memory is that of a forward and a backward pass over all
-        of the data; turn it off for data that are many.
+        of the data; turn it off for data that are many. (Nothing is kept for Gauss-Newton products with
+        convolutions, which are quicker anew.)
     objective, include, dtype, unit
         As in `allometry.measure.objective.Objective`.
 
@@ -98,6 +100,7 @@ class CurvatureOperator:
         self.objective.check(self.objective.cast(next(iter(self._data))))
         self._params = {name: one.requires_grad_() for name, one in self.objective.params.items()}
         self._mean = self._mean_gradient() if operator == "gradient covariance" else None
+        self._once = not keep
         self._kept = list(self._build()) if keep else None
 
     def __call__(self, vectors: Tensor) -> Tensor:
@@ -124,7 +127,11 @@ class CurvatureOperator:
 
     def _build(self) -> Iterator[Product]:
         for batch in self._data:
-            yield product_on(self.objective, self.operator, self._params, self.objective.cast(batch), False)
+            batch = self.objective.cast(batch)
+            if self.operator == "ggn" and (self._once or self.objective.convolves):
+                yield _ggn_once(self.objective, self._params, batch)
+            else:
+                yield product_on(self.objective, self.operator, self._params, batch, False, self._once)
 
     def _mean_gradient(self) -> Tensor:
         total = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
@@ -249,12 +256,12 @@ def draw_batches(data: Any, batch: int, count: int, generator: torch.Generator |
 
 
 def product_on(
-    one: Objective, operator: str, params: Mapping[str, Tensor], batch: Any, stacked: bool
+    one: Objective, operator: str, params: Mapping[str, Tensor], batch: Any, stacked: bool, once: bool = False
 ) -> Product:
     """The product with the curvature on a batch, (k, dim) -> (k, dim).
 
     Unstacked, the k vectors meet one matrix. Stacked, parameters and batch have an axis of k in front, and
-    each vector meets the matrix of its place.
+    each vector meets the matrix of its place. What is called ``once`` may be taken apart on the way.
     """
 
     def over(function: Callable[..., Tensor], *given: Any) -> Tensor:
@@ -264,7 +271,7 @@ def product_on(
     if operator == "hessian":
         loss = over(one.loss, params, batch).sum()
         first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-        return _linear(one, leaves, first, stacked)
+        return _linear(one, leaves, first, stacked, once)
     if operator == "ggn":
         output = over(one.output, params, batch)
         apart = output.detach().requires_grad_()
@@ -293,7 +300,32 @@ def product_on(
     return product if stacked else lambda flat: torch.stack([product(v) for v in flat])
 
 
-def _linear(one: Objective, leaves: list[Tensor], first: Sequence[Any], stacked: bool) -> Product:
+def _ggn_once(one: Objective, params: Mapping[str, Tensor], batch: Any) -> Product:
+    """The Gauss-Newton product, nothing kept: ``J v`` comes with the forward pass that ``J'`` needs."""
+    leaves = list(params.values())
+
+    def product(v: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            parts = one.split(v)
+            moving = {name: forward_ad.make_dual(value, parts[name]) for name, value in params.items()}
+            output, push = forward_ad.unpack_dual(one.output(moving, batch))
+        apart = output.detach().requires_grad_()
+        (bent,) = torch.autograd.grad(one.of_output(apart, batch), apart, create_graph=True)
+        if not bent.requires_grad:
+            return torch.zeros_like(v)
+        (push,) = torch.autograd.grad(bent, apart, push.detach())
+        return _joined(torch.autograd.grad(output, leaves, push, allow_unused=True), leaves, 0)
+
+    def several(flat: Tensor) -> Tensor:
+        try:
+            return torch.stack([product(v) for v in flat])
+        except NotImplementedError:  # a function that has no forward derivative
+            return product_on(one, "ggn", params, batch, False)(flat)
+
+    return several
+
+
+def _linear(one: Objective, leaves: list[Tensor], first: Sequence[Any], stacked: bool, once: bool) -> Product:
     """The derivative of gradients along vectors."""
     bent = [(k, value) for k, value in enumerate(first) if value is not None and value.requires_grad]
 
@@ -304,7 +336,7 @@ def _linear(one: Objective, leaves: list[Tensor], first: Sequence[Any], stacked:
         several = not stacked and len(flat) > 1
         given = [parts[k] if stacked or several else parts[k][0] for k, _ in bent]
         found = torch.autograd.grad(
-            [value for _, value in bent], leaves, given, retain_graph=True, allow_unused=True,
+            [value for _, value in bent], leaves, given, retain_graph=not once, allow_unused=True,
             is_grads_batched=several,
         )  # fmt: skip
         if stacked or several:

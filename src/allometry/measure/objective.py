@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["Objective", "batches_of", "samples_in"]
@@ -78,6 +79,7 @@ class Objective:
                 "model.eval(), or pass unit='batch' to take each batch as one observation"
             )
         self.unit, self.dtype, self.loss_fn = unit, dtype, loss_fn
+        self.convolves = any(isinstance(one, _ConvNd) for one in model.modules())
         self._whole = _Whole(model, loss_fn, objective)
         wanted = [include] if isinstance(include, str) else list(include)
         named = dict(model.named_parameters())
@@ -90,6 +92,10 @@ class Objective:
         self.params = {name: self._cast(named[name]) for name in named if name in chosen}
         rest = {name: self._cast(one) for name, one in named.items() if name not in chosen}
         self._fixed = rest | {name: self._cast(one) for name, one in model.named_buffers()}
+        twice = sum(1 for _ in model.named_parameters(remove_duplicate=False)) > len(named)
+        self._tied = twice or sum(1 for _ in model.named_buffers(remove_duplicate=False)) > len(
+            list(model.named_buffers())
+        )
         kinds = {(one.dtype, one.device) for one in self.params.values()}
         if len(kinds) > 1:
             told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
@@ -128,7 +134,7 @@ class Objective:
     def _call(self, params: Mapping[str, Tensor], batch: Any, what: str | None) -> Any:
         values = {f"model.{name}": one for name, one in (*self._fixed.items(), *params.items())}
         with self._scope():
-            return functional_call(self._whole, values, (batch, what))
+            return functional_call(self._whole, values, (batch, what), tie_weights=self._tied)
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:

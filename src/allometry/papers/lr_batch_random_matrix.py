@@ -512,7 +512,7 @@ def _learner(arm: str, steps: int, seed: int, profile: Profile) -> dict[str, Any
 
     known, validation, test = _clothes(profile.images)
     model = _network("clothes", seed)
-    batches = data.ImageBatches(*known, profile.batch, seed)
+    batches = data.ImageBatches(known[0], known[1], profile.batch, seed)
     rule, first = _LEARNERS.get(arm, (None, 0))
     plain = rule == "two_over_lambda"  # the bound of steps without momentum
     optimizer = torch.optim.SGD(model.parameters(), lr=profile.rate, momentum=0.0 if plain else 0.9)
