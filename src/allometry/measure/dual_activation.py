@@ -81,7 +81,12 @@ def dual_activation(
     raise ValueError(f"activations are {', '.join(known)} or a function; got {activation!r}")
 
 
-_INTEGRATED = {"tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu, "sigmoid": torch.sigmoid}
+_INTEGRATED: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def _leaky(slope: float, k11: Tensor, k22: Tensor, k12: Tensor) -> tuple[Tensor, Tensor]:

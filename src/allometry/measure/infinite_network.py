@@ -62,7 +62,7 @@ class TangentNetwork(nn.Module):
             h = x if index == 0 else self.activation(x)
             if last and h.ndim > 2:
                 h = h.flatten(2).mean(2) if a.pooling == "average" else h.flatten(1)
-            fan_in = math.prod(layer.weight.shape[1:])  # type: ignore[union-attr, arg-type]
+            fan_in = math.prod(layer.weight.shape[1:])  # type: ignore[index]
             scale = a.weight_std / math.sqrt(fan_in)
             # The bias's factor is taken out of the sum: W (s/β) h + b, times β.
             beta = a.bias_std if layer.bias is not None else 1.0

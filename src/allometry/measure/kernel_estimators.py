@@ -21,7 +21,7 @@ from allometry.measure.kernel_dynamics import KernelDynamics
 __all__ = ["NTKClassifier", "NTKRegressor"]
 
 
-class _TangentKernel(BaseEstimator):  # type: ignore[misc]
+class _TangentKernel(BaseEstimator):
     """What both share: an infinitely wide dense network, trained for a time."""
 
     def __init__(
@@ -61,7 +61,7 @@ class _TangentKernel(BaseEstimator):  # type: ignore[misc]
         return (found + self.offset_).numpy()
 
 
-class NTKRegressor(RegressorMixin, _TangentKernel):  # type: ignore[misc]
+class NTKRegressor(RegressorMixin, _TangentKernel):
     """Regression with the kernel of an infinitely wide dense network.
 
     Parameters
@@ -106,7 +106,7 @@ class NTKRegressor(RegressorMixin, _TangentKernel):  # type: ignore[misc]
         return tags
 
 
-class NTKClassifier(ClassifierMixin, _TangentKernel):  # type: ignore[misc]
+class NTKClassifier(ClassifierMixin, _TangentKernel):
     """Classification by regression to one column a class, 1 for its own and 0 for others.
 
     Parameters are those of `NTKRegressor`. ``decision_function`` gives the regression's outputs, which are no

@@ -75,8 +75,8 @@ class _Linearized(nn.Module):
         names = {name.replace(".", "/"): name for name in self._function.values}
         start = {name: self.get_buffer(key) for key, name in names.items()}
         step = {name: self.moved[key] - start[name] for key, name in names.items()}
-        value, change = torch.func.jvp(lambda values: self._function(values, x), (start,), (step,))
-        return value + change
+        found = torch.func.jvp(lambda values: self._function(values, x), (start,), (step,))
+        return found[0] + found[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "_Linearized":
         super()._apply(fn, recurse)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +207,11 @@ def look(function: AsFunction, x: Any) -> Plan:
         if name in unknown or (gradient is None and not recorder.uses[name]):
             continue
         chosen = [_axis(use, found, n, half) for use in recorder.uses[name]]
-        if None in chosen or not _adds_up(recorder.uses[name], found, n, chosen, gradient, value, largest):
+        if (
+            not chosen
+            or None in chosen
+            or not _adds_up(recorder.uses[name], found, n, chosen, gradient, value, largest)
+        ):
             unknown[name] = "a use that has no rule"
         else:
             axes[name] = [one for one in chosen if one is not None]
@@ -242,7 +246,8 @@ def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor) -> dict[int, T
         found = torch.autograd.grad(flat, wanted, cotangents, is_grads_batched=True, **options)
     except RuntimeError:  # an operation whose backward pass cannot be batched
         singly = [torch.autograd.grad(flat, wanted, one, **options) for one in cotangents]
-        found = tuple(None if some[0] is None else torch.stack(some) for some in zip(*singly, strict=True))
+        stacked = [None if some[0] is None else torch.stack(some) for some in zip(*singly, strict=True)]
+        found = cast(tuple[Tensor, ...], tuple(stacked))
     count = len(cotangents)
     return {
         key: flat.new_zeros((count, *use.shape)) if one is None else one
@@ -280,8 +285,6 @@ def _adds_up(
     if exact is None:
         exact = torch.zeros_like(value)
     parts = [_part(use, found, n, axis or 0) for use, axis in zip(uses, axes, strict=True)]
-    if not parts:
-        return not bool(exact.any())
     if (
         len({_shape(part, value.numel()) for part in parts}) > 1
     ):  # as a matrix here and element by element there
@@ -322,6 +325,7 @@ def _jacobian(function: AsFunction, unknown: Iterable[str], x: Any) -> Tensor:
 
     count = sample_count(x)
     some: Callable[[Any], Any]
+    mapped: Any
     if isinstance(x, Tensor):
         mapped, dims, some = x, 0, lambda one: one[None]
     else:
@@ -343,11 +347,11 @@ def _jacobian(function: AsFunction, unknown: Iterable[str], x: Any) -> Tensor:
         for index in range(count):
             with torch.enable_grad():
                 out = function({**function.values, **leaves}, some_samples(x, slice(index, index + 1)))[0]
-            rows.append(torch.stack([
-                torch.cat([g.flatten() for g in torch.autograd.grad(one, list(leaves.values()),
-                                                                    retain_graph=True)])
+            slopes = [
+                torch.autograd.grad(one, list(leaves.values()), retain_graph=True, materialize_grads=True)
                 for one in out
-            ]))  # fmt: skip
+            ]
+            rows.append(torch.stack([torch.cat([g.flatten() for g in some]) for some in slopes]))
         flat = torch.stack(rows)
     return flat.detach().transpose(0, 1).to(torch.promote_types(flat.dtype, torch.float32))
 

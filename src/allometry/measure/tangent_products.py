@@ -58,7 +58,7 @@ def kernel_operator(
 
     def product(vector: Any) -> Any:
         weights = torch.as_tensor(np.asarray(vector).reshape(shape), dtype=dtype, device=plan.device)
-        _, pull = torch.func.vjp(lambda values: function(values, x), function.values)
+        pull = torch.func.vjp(lambda values: function(values, x), function.values)[1]
         (direction,) = pull(weights)
         return _push(function, x, direction).double().cpu().numpy().reshape(-1)
 
