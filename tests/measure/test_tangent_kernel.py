@@ -168,6 +168,97 @@ class Looking(nn.Module):
         return torch.tanh(self.seen(x) / size) @ self.used.weight[:2].T
 
 
+class ByHand(nn.Module):
+    """Weights turned and reshaped by hand, and a norm whose kernel torch's functions do not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(6, 3) / 3)
+        self.gain = nn.Parameter(torch.rand(2))
+        self.norm = OwnNorm(6, eps=1e-3)
+
+    def forward(self, x):
+        h = self.norm(x @ self.first.T).reshape(len(x), -1, 2, 3) * self.gain[:, None]
+        return torch.tanh(torch.tanh(h.flatten(2)) @ self.first).sum(1)
+
+
+class OwnNorm(nn.LayerNorm):
+    def forward(self, x):
+        return Hidden.apply(x, self.weight, self.bias, self.eps)
+
+
+class Hidden(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, eps):
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:3])
+        ctx.eps = inputs[3]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            leaves = [one.detach().requires_grad_() for one in ctx.saved_tensors]
+            out = F.layer_norm(leaves[0], leaves[1].shape, leaves[1], leaves[2], ctx.eps)
+        return (*torch.autograd.grad(out, leaves, gradient), None)
+
+
+class WrongNorm(nn.LayerNorm):
+    """Looks like a norm and is none."""
+
+    def forward(self, x):
+        return Twice.apply(x, self.weight)
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(x, weight):
+        return 2 * x * weight
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return 2 * gradient * weight, (2 * gradient * x).flatten(0, -2).sum(0)
+
+
+def by_samples(model, x):
+    rows = []
+    for one in x:
+        for out in model(one[None]).flatten():
+            grads = torch.autograd.grad(out, list(model.parameters()), retain_graph=True)
+            rows.append(torch.cat([g.flatten() for g in grads]))
+    jacobian = torch.stack(rows).reshape(len(x), -1, rows[0].numel())
+    return torch.einsum("nkp,mlp->nmkl", jacobian, jacobian)
+
+
+def test_weights_turned_by_hand_and_hidden_norms_are_understood():
+    torch.manual_seed(0)
+    model, x = ByHand().double(), torch.randn(5, 4, 3).double()
+    assert look(AsFunction(model), x).unknown == {}
+    assert torch.allclose(empirical_kernel(model, x), by_samples(model, x), rtol=1e-10, atol=1e-12)
+    parts = empirical_kernel(model, x, memory=1e-5)
+    assert torch.allclose(parts, by_samples(model, x), rtol=1e-10, atol=1e-12)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_that_is_not_what_its_class_says_is_found_out():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), WrongNorm(4, bias=False), nn.Linear(4, 2)).double(),
+        torch.randn(5, 3).double(),
+    )
+    assert set(look(AsFunction(model), x).unknown) == {"1.weight"}
+    assert torch.allclose(empirical_kernel(model, x), by_samples(model, x), rtol=1e-10)
+
+
 def test_only_uses_that_outputs_depend_on_count():
     torch.manual_seed(0)
     model, x = Looking().double(), torch.randn(5, 3).double()

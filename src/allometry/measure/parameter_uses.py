@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Recorder", "Use"]
+__all__ = ["Recorder", "Use", "watch_norms"]
 
 
 @dataclass(eq=False, frozen=True)
@@ -46,6 +46,8 @@ class Use:
         Whether delta runs along the parameter's first dimension, and alpha along the second.
     plain : bool
         Whether delta is the output's gradient as it is, so that uses of one edge share its products.
+    matrix : bool
+        Whether the parameter enters as rows and columns, rather than element by element.
     axes : tuple of int
         The dimensions along which samples may lie.
     """
@@ -56,6 +58,7 @@ class Use:
     partner: Callable[[int, int], Tensor]
     delta_first: bool = True
     plain: bool = False
+    matrix: bool = True
     axes: tuple[int, ...] = (0,)
 
 
@@ -80,7 +83,9 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor], samples: int, spread: bool = True) -> None:
         super().__init__()
-        self._names = {id(one): name for name, one in parameters.items()}
+        # Of each parameter and each view of it: its name, and whether rows and columns have changed places.
+        self._names = {id(one): (name, False) for name, one in parameters.items()}
+        self._views: list[Tensor] = []
         self.samples, self.spread = samples, spread
         self.leaves = dict(parameters)
         self.uses: dict[str, list[Use]] = {name: [] for name in parameters}
@@ -96,12 +101,35 @@ class Recorder(TorchFunctionMode):
             name: told for (name, told, _), one in zip(self.strange, found, strict=True) if one is not None
         }
 
+    def names_of(self, module: nn.Module) -> list[str]:
+        """The watched parameters of one module."""
+        return [self._names[id(one)][0] for one in module.parameters(recurse=False) if id(one) in self._names]
+
+    def add(self, seen: list[tuple[Any, Use]]) -> set[str]:
+        """Keep uses; which parameters they are of."""
+        added: set[str] = set()
+        for parameter, use in seen:
+            if id(parameter) not in self._names:
+                continue
+            name, turned = self._names[id(parameter)]
+            if turned and not use.matrix:  # its entries are in another order
+                continue
+            self.uses[name].append(replace(use, delta_first=use.delta_first != turned))
+            added.add(name)
+        return added
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         _refuse_chance(func, args, kwargs)
-        mine = {self._names[id(one)] for one in _tensors((*args, *kwargs.values())) if id(one) in self._names}
+        given = [one for one in _tensors((*args, *kwargs.values())) if id(one) in self._names]
+        mine = {self._names[id(one)][0] for one in given}
         found = func(*args, **kwargs)
         if not mine or not (isinstance(found, Tensor | tuple | list) and _differentiable(found)):
+            return found
+        if isinstance(found, Tensor) and len(given) == 1 and _rearranges(func, args, given[0], found):
+            name, turned = self._names[id(given[0])]
+            self._views.append(found)  # so that no other tensor gets its id
+            self._names[id(found)] = name, turned != (func in _TURNS)
             return found
         rule, seen = _RULES.get(func), []
         if rule is not None and isinstance(found, Tensor):
@@ -111,15 +139,56 @@ class Recorder(TorchFunctionMode):
                 seen = rule(found, *args, **kwargs)
             except (TypeError, ValueError):  # called in a way that the rule does not know
                 seen = []
-        for parameter, make in seen:
-            if id(parameter) in self._names:
-                name = self._names[id(parameter)]
-                self.uses[name].append(make)
-                mine.discard(name)
+        mine -= self.add(seen)
         told = getattr(func, "__name__", str(func))
         for name in sorted(mine):
             self.strange += [(name, told, _edge(one)) for one in _tensors([found]) if one.requires_grad]
         return found
+
+
+_TURNS = {Tensor.T.__get__, Tensor.mT.__get__, Tensor.t, torch.t}
+_RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.unsqueeze, torch.unsqueeze}
+
+
+def _rearranges(func: Any, args: Any, whole: Tensor, found: Tensor) -> bool:
+    """Whether the answer is all of a parameter, in its order or with rows and columns changed."""
+    if func in _TURNS:
+        return whole.ndim == 2
+    if func is Tensor.__getitem__:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return found.numel() == whole.numel() and all(
+            one is None or one is Ellipsis or (isinstance(one, slice) and one == slice(None)) for one in index
+        )
+    return func in _RESHAPES
+
+
+def watch_norms(recorder: Recorder, model: nn.Module) -> list[Any]:
+    """Hooks for normalization layers that work by kernels of their own, which torch's functions do not show.
+
+    A gain is taken to be what the class says; whoever uses the factors checks that they add up.
+    """
+    before: dict[int, int] = {}
+
+    def count(module: nn.Module) -> int:
+        return sum(len(recorder.uses[name]) for name in recorder.names_of(module))
+
+    def begin(module: Any, args: Any) -> None:
+        before[id(module)] = count(module)
+
+    def end(module: Any, args: Any, out: Any) -> None:
+        if count(module) > before[id(module)] or not args or module.eps is None or not _differentiable([out]):
+            return
+        if isinstance(module, nn.RMSNorm):
+            seen = _rms_norm(out, args[0], module.normalized_shape, module.weight, module.eps)
+        else:
+            seen = _layer_norm(out, args[0], module.normalized_shape, module.weight, module.bias, module.eps)
+        recorder.add(seen)
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm | nn.LayerNorm):
+            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    return handles
 
 
 def _tensors(given: Iterable[Any]) -> Iterable[Tensor]:
@@ -211,7 +280,7 @@ def _elementwise(
         return out.new_ones(()).detach().expand(n, 1, 1, 1)
 
     sample = tuple(one for one in _axes(out) if wide[one] == 1)
-    return parameter, Use(edge, out.shape, delta, ones, plain=factor is None, axes=sample)
+    return parameter, Use(edge, out.shape, delta, ones, plain=factor is None, matrix=False, axes=sample)
 
 
 def _product(out: Tensor, edge: Any, x: Tensor, weight: Any, first: bool) -> tuple[Any, Use]:
@@ -224,7 +293,7 @@ def _product(out: Tensor, edge: Any, x: Tensor, weight: Any, first: bool) -> tup
     def partner(n: int, axis: int) -> Tensor:
         return _by_sample(read(), n, axis).reshape(n, 1, -1, x.shape[-1])
 
-    return weight, Use(edge, out.shape, delta, partner, first, True, _axes(out))
+    return weight, Use(edge, out.shape, delta, partner, first, True, axes=_axes(out))
 
 
 def _linear(out: Tensor, input: Tensor, weight: Any, bias: Any = None) -> Found:

@@ -22,11 +22,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from allometry.measure.parameter_uses import Recorder, Use
+from allometry.measure.parameter_uses import Recorder, Use, watch_norms
 from allometry.measure.per_sample import AsFunction, sample_count, some_samples
 
 __all__ = ["empirical_kernel"]
 
+_AT_A_TIME = 2**24  # bytes of gradients: larger blocks are handed back to the system and cleared each time
 _PROBED = 4  # samples on which a model is looked at first
 
 
@@ -130,7 +131,7 @@ class Part:
 
 @dataclass(eq=False)
 class Block:
-    """Factors of each parameter that is understood, and Jacobians (k, n, size) of the rest."""
+    """Factors of each parameter that is understood, and Jacobians (n, k, size) of the rest."""
 
     parts: dict[str, list[Part]]
     jacobian: Tensor | None
@@ -228,8 +229,13 @@ def _recorded(
 ) -> tuple[Tensor, Recorder, list[Use]]:
     leaves = {name: one.detach().requires_grad_() for name, one in values.items()}
     recorder = Recorder(leaves, sample_count(x), spread)
-    with torch.enable_grad(), recorder:
-        flat = function({**function.values, **leaves}, x)
+    handles = watch_norms(recorder, function.model)
+    try:
+        with torch.enable_grad(), recorder:
+            flat = function({**function.values, **leaves}, x)
+    finally:
+        for handle in handles:
+            handle.remove()
     if not flat.requires_grad:
         raise ValueError("the model's outputs do not depend on the chosen parameters")
     return flat, recorder, [use for some in recorder.uses.values() for use in some]
@@ -317,7 +323,7 @@ def _whole(part: Part, size: int) -> Tensor:
 
 
 def _jacobian(function: AsFunction, unknown: Iterable[str], x: Any) -> Tensor:
-    """∂f/∂θ of the parameters that have no rule, flattened: (k, n, size)."""
+    """∂f/∂θ of the parameters that have no rule, flattened: (n, k, size)."""
     names = list(unknown)
 
     def of_one(values: dict[str, Tensor], one: Any) -> Tensor:
@@ -353,7 +359,7 @@ def _jacobian(function: AsFunction, unknown: Iterable[str], x: Any) -> Tensor:
             ]
             rows.append(torch.stack([torch.cat([g.flatten() for g in some]) for some in slopes]))
         flat = torch.stack(rows)
-    return flat.detach().transpose(0, 1).to(torch.promote_types(flat.dtype, torch.float32))
+    return flat.detach().to(torch.promote_types(flat.dtype, torch.float32))
 
 
 # --- products -----------------------------------------------------------------------------------------------
@@ -375,11 +381,11 @@ def _product(plan: Plan, x: Block, z: Block, trace: bool, budget: float) -> Tens
 
 
 def _dots(a: Tensor, b: Tensor, trace: bool) -> Tensor:
-    """Products of gradients (k, n, size): (n, m) summed over outputs, or (k, k, n, m)."""
+    """Products of gradients (n, k, size): (n, m) summed over outputs, or (k, k, n, m)."""
     if trace:
-        return a.transpose(0, 1).flatten(1) @ b.transpose(0, 1).flatten(1).mT
+        return a.flatten(1) @ b.flatten(1).mT
     found = a.flatten(0, 1) @ b.flatten(0, 1).mT
-    return found.reshape(len(a), a.shape[1], len(b), b.shape[1]).transpose(1, 2)
+    return found.reshape(len(a), a.shape[1], len(b), b.shape[1]).permute(1, 3, 0, 2)
 
 
 def _by_positions(ours: list[Part], theirs: list[Part], trace: bool, budget: float) -> bool:
@@ -391,7 +397,8 @@ def _by_positions(ours: list[Part], theirs: list[Part], trace: bool, budget: flo
     ends = [sum(part.delta.shape[3] for part in some) for some in (ours, theirs)]
     e = ours[0].alpha.shape[-1] if ours[0].alpha.is_floating_point() else 1
     pairs, blocks = float(n * ends[0]) * (m * ends[1]) * g, (k if trace else k * k)
-    alone = pairs * (blocks * (d + 1) + e)
+    # With many positions the product of the two is as dear as some hundred multiplications: it fills memory.
+    alone = pairs * (blocks * (d + (1 if max(ends) == 1 else 100)) + e)
     whole = float(k) * g * d * e * (n * ends[0] + m * ends[1]) + float(blocks) * n * m * g * d * e
     return pairs * blocks * 3 * ours[0].delta.element_size() <= budget and alone <= whole
 
@@ -412,9 +419,11 @@ def _over_positions(ours: list[Part], theirs: list[Part], trace: bool, shared: d
             else:
                 left, right = _gram(a.rows, b.rows, trace), _gram(a.columns, b.columns, trace)
             found = left * right  # (k, k, g, nT, mS), or (k, g, nT, mS)
-            found = found.sum((0, 1)) if trace else found.sum(2)
+            found = found.sum((0, 1)) if trace else found[:, :, 0] if found.shape[2] == 1 else found.sum(2)
             found = found.reshape(*found.shape[:-2], n, -1, m, found.shape[-1] // m)
-            total = total + found.sum((-3, -1))
+            total = total + (
+                found[..., 0, :, 0] if found.shape[-3] == found.shape[-1] == 1 else found.sum((-3, -1))
+            )
     assert isinstance(total, Tensor)
     return total
 
@@ -444,16 +453,26 @@ def _gram(a: Tensor, b: Tensor, trace: bool) -> Tensor:
 
 
 def _rows_of(parts: list[Part], low: int, high: int) -> Tensor:
-    """Gradients of single samples by some rows of a parameter: (k, n, groups * rows * columns)."""
+    """Gradients of single samples by some rows of a parameter: (n, k, groups * rows * columns).
+
+    Where all uses have delta along columns, rows and columns change places; products do not mind.
+    """
+    turn = len({part.first for part in parts}) > 1
     total: Tensor | float = 0.0
     for part in parts:
-        rows, columns = part.rows, part.columns
-        if rows.is_floating_point():
-            rows = rows[..., low:high]
+        k, n, g, t = part.delta.shape[:4]
+        delta, alpha = part.delta, part.alpha
+        if alpha.is_floating_point():
+            alpha = alpha[0] if part.first else alpha[0, ..., low:high]
         else:
-            lookup = rows[..., None] == torch.arange(low, high, device=rows.device)
-            rows = lookup.to(columns.dtype)[None]
-        total = total + (rows.mT @ columns).flatten(2)
+            lookup = alpha[..., None] == torch.arange(low, high, device=alpha.device)
+            alpha = lookup.to(delta.dtype)
+        if part.first:
+            delta = delta[..., low:high]
+        # All outputs of a sample in one product: (n, g, k D, T) with (n, g, T, E).
+        found = delta.permute(1, 2, 0, 4, 3).reshape(n, g, -1, t) @ alpha
+        found = found.reshape(n, g, k, -1, alpha.shape[-1]).transpose(1, 2)  # (n, k, g, D, E)
+        total = total + (found.mT if turn and not part.first else found).flatten(2)
     assert isinstance(total, Tensor)
     return total
 
@@ -464,7 +483,7 @@ def _over_gradients(ours: list[Part], theirs: list[Part], trace: bool, size: int
     height = _shape(ours[0], size)[0]
     k, n = ours[0].delta.shape[:2]
     a_row = ours[0].delta.element_size() * k * (n + theirs[0].delta.shape[1]) * size / height
-    step = max(1, min(height, int(budget / (2 * a_row))))
+    step = max(1, min(height, int(min(budget / 2, _AT_A_TIME) / a_row)))
     total: Tensor | float = 0.0
     for low in range(0, height, step):
         high = min(low + step, height)
