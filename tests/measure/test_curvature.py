@@ -68,17 +68,55 @@ def test_many_batches_at_once_are_each_as_alone(operator):
     assert torch.allclose(again(v[0]), stacked(v[:1].expand(7, -1)), atol=1e-13)
 
 
-def test_convolutions_stack_too():
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_convolutions_stack_too(operator):
+    """Alone their Gauss-Newton products go forward, stacked they go in reverse twice."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, stride=2), nn.GELU(), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(27, 4)
     ).double()
     drawn = torch.randn(5, 6, 1, 8, 8, dtype=torch.float64), torch.randint(0, 4, (5, 6))
-    stacked = measure.StackedCurvature(model, F.cross_entropy, drawn)
+    stacked = measure.StackedCurvature(model, F.cross_entropy, drawn, operator=operator)
     v = torch.randn(5, stacked.dim, dtype=torch.float64)
     for k in range(5):
-        alone = measure.CurvatureOperator(model, F.cross_entropy, (drawn[0][k], drawn[1][k]))
+        batch = drawn[0][k], drawn[1][k]
+        alone = measure.CurvatureOperator(model, F.cross_entropy, batch, operator=operator)
         assert torch.allclose(stacked(v)[k], alone(v[k]), atol=1e-12)
+
+
+class _Cube(torch.autograd.Function):
+    """A function that knows its derivative, and not how to go forward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * gradient
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_function_without_a_forward_derivative_is_no_obstacle(keep):
+    class Cubed(nn.Linear):
+        def forward(self, x):
+            return _Cube.apply(super().forward(x))
+
+    class Plain(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) ** 3
+
+    torch.manual_seed(0)
+    one, other = Cubed(3, 2).double(), Plain(3, 2).double()
+    other.load_state_dict(one.state_dict())
+    batch = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    found = [
+        matrix(measure.CurvatureOperator(model, F.mse_loss, batch, operator="ggn", keep=keep))
+        for model in (one, other)
+    ]
+    assert torch.allclose(*found, atol=1e-12)
 
 
 @pytest.mark.parametrize(("operator", "theirs"), [("hessian", "Hessian"), ("ggn", "GGN")])
