@@ -85,9 +85,12 @@ def cases() -> list[Case]:
         nn.Linear(64, 10),
     )  # fmt: skip
     language = GPT(GPTConfig(width=64, depth=2, context=32)).eval()
+    with torch.no_grad():  # its branches begin at zero, and so would most of its gradients
+        for parameter in language.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
     return [
         _case("3 layers of 512, 10 outputs, 32 samples", dense, torch.randn(32, 64), whole),
         _case("3 layers of 1024, 1 output, 96 samples", single, torch.randn(96, 64), whole),
-        _case("4-layer convnet, 10 outputs, 16 samples", images, torch.randn(16, 3, 16, 16), whole),
-        _case("2-layer GPT, 4 of its logits, 16 samples", language, torch.randint(256, (16, 32)), last),
+        _case("4-layer convnet, 10 outputs, 32 samples", images, torch.randn(32, 3, 16, 16), whole),
+        _case("2-layer GPT, 4 of its logits, 64 samples", language, torch.randint(256, (64, 32)), last),
     ]

@@ -146,7 +146,7 @@ class Recorder(TorchFunctionMode):
         return found
 
 
-_TURNS = {Tensor.T.__get__, Tensor.mT.__get__, Tensor.t, torch.t}
+_TURNS = {Tensor.T.__get__, Tensor.mT.__get__, Tensor.t, torch.t}  # type: ignore[attr-defined]
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.unsqueeze, torch.unsqueeze}
 
 

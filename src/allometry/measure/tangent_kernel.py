@@ -15,19 +15,25 @@ Gabriel and Clément Hongler, 2018, arXiv:1806.07572.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from allometry.measure.gradient_products import (
+    Part,
+    contract,
+    gradient_products,
+    matrix_shape,
+    summed_gradient,
+)
 from allometry.measure.parameter_uses import Recorder, Use, watch_norms
 from allometry.measure.per_sample import AsFunction, sample_count, some_samples
 
 __all__ = ["empirical_kernel"]
 
-_AT_A_TIME = 2**24  # bytes of gradients: larger blocks are handed back to the system and cleared each time
 _PROBED = 4  # samples on which a model is looked at first
 
 
@@ -112,24 +118,6 @@ def refuse_large(entries: float, memory: float, what: str) -> None:
 
 # --- looking at a model -------------------------------------------------------------------------------------
 @dataclass(eq=False)
-class Part:
-    """The factors of one use for a block of samples; see `Use`."""
-
-    delta: Tensor  # (k, n, g, T, D)
-    alpha: Tensor  # (1, n, g, T, E), or integers (n, 1, T)
-    first: bool
-    key: Any  # of deltas that uses share
-
-    @property
-    def rows(self) -> Tensor:
-        return self.delta if self.first else self.alpha
-
-    @property
-    def columns(self) -> Tensor:
-        return self.alpha if self.first else self.delta
-
-
-@dataclass(eq=False)
 class Block:
     """Factors of each parameter that is understood, and Jacobians (n, k, size) of the rest."""
 
@@ -139,12 +127,13 @@ class Block:
 
 @dataclass(eq=False)
 class Plan:
-    """How a model's parameters are used: sample axes of each use, and what needs a Jacobian."""
+    """How a model uses its parameters: sample axes of each use, and what needs a Jacobian."""
 
     function: AsFunction
     axes: dict[str, list[int]]
     unknown: dict[str, str]
     spread: bool
+    batched: bool
     outputs: int
     bytes_per_sample: float
     device: torch.device
@@ -161,7 +150,7 @@ class Plan:
                 n: len(a) for n, a in self.axes.items()
             }:
                 raise ValueError("the model does other things with other samples, so it has no one kernel")
-            found = _gradients(flat, uses, cotangents)
+            found = _gradients(flat, uses, cotangents, self.batched)
             parts = {
                 name: [
                     _part(use, found, len(flat), axis)
@@ -199,7 +188,12 @@ def look(function: AsFunction, x: Any) -> Plan:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
     half = torch.arange(n, device=flat.device) < (n + 1) // 2
-    found = _gradients(flat, uses, torch.stack([drawn * half[:, None], drawn * ~half[:, None]]))
+    both = torch.stack([drawn * half[:, None], drawn * ~half[:, None]])
+    batched = True
+    try:
+        found = _gradients(flat, uses, both, True)
+    except RuntimeError:
+        found, batched = _gradients(flat, uses, both, False), False
     unknown = recorder.unknown(flat)
     exact = torch.autograd.grad(flat, list(recorder.leaves.values()), drawn, allow_unused=True)
     largest = max(float(one.norm()) for one in exact if one is not None)
@@ -220,8 +214,8 @@ def look(function: AsFunction, x: Any) -> Plan:
     floats = sum(math.prod(one.shape) for one in {id(u.edge): u for u in uses}.values()) / n
     held = sum(function.values[name].numel() for name in unknown)
     # Outputs' gradients and inputs of every layer, and the graph that holds them; Jacobians of the rest.
-    return Plan(function, axes, unknown, spread, k, size * (k * floats + 4 * floats + 2 * k * held) + 1,
-                flat.device)  # fmt: skip
+    room = size * (k * floats + 4 * floats + 2 * k * held) + 1
+    return Plan(function, axes, unknown, spread, batched, k, room, flat.device)
 
 
 def _recorded(
@@ -241,19 +235,20 @@ def _recorded(
     return flat, recorder, [use for some in recorder.uses.values() for use in some]
 
 
-def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor) -> dict[int, Tensor]:
-    """Of weighted sums of the outputs (k, n, outputs), at each edge: (k, *shape), by the edge's id."""
+def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor, batched: bool) -> dict[int, Tensor]:
+    """Of weighted sums of the outputs (k, n, outputs), at each edge: (k, *shape), by the edge's id.
+
+    Raises RuntimeError where an operation's backward pass cannot be batched.
+    """
     edges = {id(use.edge): use for use in uses}
-    if not edges:
-        return {}
     wanted = [use.edge for use in edges.values()]
     options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
-    try:
+    found: Sequence[Tensor | None] = []
+    if wanted and batched:
         found = torch.autograd.grad(flat, wanted, cotangents, is_grads_batched=True, **options)
-    except RuntimeError:  # an operation whose backward pass cannot be batched
+    elif wanted:
         singly = [torch.autograd.grad(flat, wanted, one, **options) for one in cotangents]
-        stacked = [None if some[0] is None else torch.stack(some) for some in zip(*singly, strict=True)]
-        found = cast(tuple[Tensor, ...], tuple(stacked))
+        found = [None if some[0] is None else torch.stack(some) for some in zip(*singly, strict=True)]
     count = len(cotangents)
     return {
         key: flat.new_zeros((count, *use.shape)) if one is None else one
@@ -264,6 +259,12 @@ def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor) -> dict[int, T
 def _part(use: Use, found: Mapping[int, Tensor], n: int, axis: int) -> Part:
     delta, alpha = use.delta(found[id(use.edge)], n, axis), use.partner(n, axis)
     wide = torch.promote_types(delta.dtype, torch.float32)
+    if delta.shape[3] > 1:  # positions that no output depends on, such as all tokens but the last
+        met = delta.ne(0).flatten(0, 2).any(-1).any(0)
+        if not bool(met.all()):
+            met[0] |= not bool(met.any())
+            delta = delta[:, :, :, met]
+            alpha = alpha[:, :, met]
     key = (id(use.edge), delta.shape) if use.plain and delta.shape[3] == 1 else None
     return Part(delta.to(wide), alpha.to(wide)[None] if alpha.is_floating_point() else alpha,
                 use.delta_first, key)  # fmt: skip
@@ -292,34 +293,17 @@ def _adds_up(
         exact = torch.zeros_like(value)
     parts = [_part(use, found, n, axis or 0) for use, axis in zip(uses, axes, strict=True)]
     if (
-        len({_shape(part, value.numel()) for part in parts}) > 1
+        len({matrix_shape(part, value.numel()) for part in parts}) > 1
     ):  # as a matrix here and element by element there
         return False
     total = sum(
-        (_whole(part, value.numel()).reshape(value.shape).to(exact) for part in parts),
+        (summed_gradient(part, value.numel()).reshape(value.shape).to(exact) for part in parts),
         torch.zeros_like(exact),
     )
     eps = torch.finfo(exact.dtype).eps
     # Against the model's largest too: the gradient of an attention's key bias is zero but for rounding.
     room = 10 * (math.sqrt(eps) * float(exact.norm()) + eps * largest)
     return float((total - exact).norm()) <= room
-
-
-def _shape(part: Part, size: int) -> tuple[int, int]:
-    """Rows and columns of the parameter as a use sees it, within each group."""
-    other = part.alpha.shape[-1] if part.alpha.is_floating_point() else size // part.delta.shape[-1]
-    return (part.delta.shape[-1], other) if part.first else (other, part.delta.shape[-1])
-
-
-def _whole(part: Part, size: int) -> Tensor:
-    """The gradient summed over outputs and samples, in one product."""
-    delta = part.delta.permute(2, 0, 1, 3, 4).flatten(1, 3)  # (g, k n T, D)
-    if not part.alpha.is_floating_point():
-        height, width = _shape(part, size)
-        table = delta.new_zeros(height, width)
-        return table.index_add(0, part.alpha.flatten().repeat(len(part.delta)), delta[0])
-    alpha = part.alpha.expand(len(part.delta), *part.alpha.shape[1:]).permute(2, 0, 1, 3, 4).flatten(1, 3)
-    return delta.mT @ alpha if part.first else alpha.mT @ delta
 
 
 def _jacobian(function: AsFunction, unknown: Iterable[str], x: Any) -> Tensor:
@@ -369,138 +353,10 @@ def _product(plan: Plan, x: Block, z: Block, trace: bool, budget: float) -> Tens
     total: Tensor | float = 0.0
     for name in plan.axes:
         ours, theirs = x.parts[name], z.parts[name]
-        if _by_positions(ours, theirs, trace, budget):
-            part = _over_positions(ours, theirs, trace, shared)
-        else:
-            part = _over_gradients(ours, theirs, trace, plan.function.values[name].numel(), budget)
+        size = plan.function.values[name].numel()
+        part = contract(ours, theirs, trace, size, budget, shared)
         total = total + part.double()
     if x.jacobian is not None and z.jacobian is not None:
-        total = total + _dots(x.jacobian, z.jacobian, trace).double()
+        total = total + gradient_products(x.jacobian, z.jacobian, trace).double()
     assert isinstance(total, Tensor)
     return total / plan.outputs if trace else total.permute(2, 3, 0, 1)
-
-
-def _dots(a: Tensor, b: Tensor, trace: bool) -> Tensor:
-    """Products of gradients (n, k, size): (n, m) summed over outputs, or (k, k, n, m)."""
-    if trace:
-        return a.flatten(1) @ b.flatten(1).mT
-    found = a.flatten(0, 1) @ b.flatten(0, 1).mT
-    return found.reshape(len(a), a.shape[1], len(b), b.shape[1]).permute(1, 3, 0, 2)
-
-
-def _by_positions(ours: list[Part], theirs: list[Part], trace: bool, budget: float) -> bool:
-    """Whether pairs of positions cost less than gradients."""
-    k, n, g, _, d = ours[0].delta.shape
-    m = theirs[0].delta.shape[1]
-    if len({part.delta.shape[2] for part in (*ours, *theirs)}) > 1:
-        return False
-    ends = [sum(part.delta.shape[3] for part in some) for some in (ours, theirs)]
-    e = ours[0].alpha.shape[-1] if ours[0].alpha.is_floating_point() else 1
-    pairs, blocks = float(n * ends[0]) * (m * ends[1]) * g, (k if trace else k * k)
-    # With many positions the product of the two is as dear as some hundred multiplications: it fills memory.
-    alone = pairs * (blocks * (d + (1 if max(ends) == 1 else 100)) + e)
-    whole = float(k) * g * d * e * (n * ends[0] + m * ends[1]) + float(blocks) * n * m * g * d * e
-    return pairs * blocks * 3 * ours[0].delta.element_size() <= budget and alone <= whole
-
-
-def _over_positions(ours: list[Part], theirs: list[Part], trace: bool, shared: dict[Any, Tensor]) -> Tensor:
-    total: Tensor | float = 0.0
-    for a in ours:
-        for b in theirs:
-            n, m = a.delta.shape[1], b.delta.shape[1]
-            if a.first == b.first:
-                key = (a.key, b.key) if a.key is not None and b.key is not None else None
-                left = shared.get(key) if key is not None else None
-                if left is None:
-                    left = _gram(a.delta, b.delta, trace)
-                    if key is not None:
-                        shared[key] = left
-                right = _gram(a.alpha, b.alpha, trace)
-            else:
-                left, right = _gram(a.rows, b.rows, trace), _gram(a.columns, b.columns, trace)
-            found = left * right  # (k, k, g, nT, mS), or (k, g, nT, mS)
-            found = found.sum((0, 1)) if trace else found[:, :, 0] if found.shape[2] == 1 else found.sum(2)
-            found = found.reshape(*found.shape[:-2], n, -1, m, found.shape[-1] // m)
-            total = total + (
-                found[..., 0, :, 0] if found.shape[-3] == found.shape[-1] == 1 else found.sum((-3, -1))
-            )
-    assert isinstance(total, Tensor)
-    return total
-
-
-def _gram(a: Tensor, b: Tensor, trace: bool) -> Tensor:
-    """Inner products of factors at all pairs of positions.
-
-    Factors are (C, n, g, T, D), or integers (n, 1, T) for one-hot rows; C is k, or 1 where outputs share
-    them. The answer is (C, C', g, nT, mS), or (C, g, nT, mS) for the trace.
-    """
-    if not a.is_floating_point() and not b.is_floating_point():
-        found = (a.flatten()[:, None] == b.flatten()).to(torch.get_default_dtype())[None, None]
-        return found if trace else found[None]
-    if not a.is_floating_point():
-        return _gram(b, a, trace).mT if trace else _gram(b, a, trace).mT.transpose(0, 1)
-    if not b.is_floating_point():
-        picked = a[:, :, 0].flatten(1, 2)[:, :, b.flatten()]  # (C, nT, mS)
-        return picked[:, None] if trace else picked[:, None, None]
-    left, right = (one.transpose(1, 2).flatten(2, 3) for one in (a, b))  # (C, g, nT, D)
-    if trace:
-        return left @ right.mT
-    if left.shape[1] == 1:  # one matrix product for all pairs of outputs
-        found = left[:, 0].flatten(0, 1) @ right[:, 0].flatten(0, 1).mT
-        found = found.reshape(len(left), left.shape[2], len(right), right.shape[2])
-        return found.transpose(1, 2)[:, :, None]
-    return left[:, None] @ right[None].mT
-
-
-def _rows_of(parts: list[Part], low: int, high: int) -> Tensor:
-    """Gradients of single samples by some rows of a parameter: (n, k, groups * rows * columns).
-
-    Where all uses have delta along columns, rows and columns change places; products do not mind.
-    """
-    turn = len({part.first for part in parts}) > 1
-    total: Tensor | float = 0.0
-    for part in parts:
-        k, n, g, t = part.delta.shape[:4]
-        delta, alpha = part.delta, part.alpha
-        if alpha.is_floating_point():
-            alpha = alpha[0] if part.first else alpha[0, ..., low:high]
-        else:
-            lookup = alpha[..., None] == torch.arange(low, high, device=alpha.device)
-            alpha = lookup.to(delta.dtype)
-        if part.first:
-            delta = delta[..., low:high]
-        # All outputs of a sample in one product: (n, g, k D, T) with (n, g, T, E).
-        found = delta.permute(1, 2, 0, 4, 3).reshape(n, g, -1, t) @ alpha
-        found = found.reshape(n, g, k, -1, alpha.shape[-1]).transpose(1, 2)  # (n, k, g, D, E)
-        total = total + (found.mT if turn and not part.first else found).flatten(2)
-    assert isinstance(total, Tensor)
-    return total
-
-
-def _over_gradients(ours: list[Part], theirs: list[Part], trace: bool, size: int, budget: float) -> Tensor:
-    if all(not part.alpha.is_floating_point() for part in (*ours, *theirs)):
-        ours, theirs, size = _compact(ours, theirs)
-    height = _shape(ours[0], size)[0]
-    k, n = ours[0].delta.shape[:2]
-    a_row = ours[0].delta.element_size() * k * (n + theirs[0].delta.shape[1]) * size / height
-    step = max(1, min(height, int(min(budget / 2, _AT_A_TIME) / a_row)))
-    total: Tensor | float = 0.0
-    for low in range(0, height, step):
-        high = min(low + step, height)
-        left = _rows_of(ours, low, high)
-        right = left if ours is theirs else _rows_of(theirs, low, high)
-        total = total + _dots(left, right, trace)
-    assert isinstance(total, Tensor)
-    return total
-
-
-def _compact(ours: list[Part], theirs: list[Part]) -> tuple[list[Part], list[Part], int]:
-    """Only the rows of a table that are looked up."""
-    both = [*ours, *theirs]
-    seen, places = torch.unique(torch.cat([part.alpha.flatten() for part in both]), return_inverse=True)
-    split = places.split([part.alpha.numel() for part in both])
-    made = [
-        Part(part.delta, place.reshape(part.alpha.shape), part.first, part.key)
-        for part, place in zip(both, split, strict=True)
-    ]
-    return made[: len(ours)], made[len(ours) :], len(seen) * ours[0].delta.shape[-1]
