@@ -52,10 +52,10 @@ $(VENV)/train.stamp: $(VENV)/torch.stamp
 	$(PIP) install --quiet --editable '.[train]'
 	@touch $@
 
-# mup is compared against in tests only. Its own requirements name torchvision, which is not wanted here.
+# mup and nngeometry are compared against in tests only. Their requirements name torchvision, which is not wanted.
 $(VENV)/test.stamp: $(VENV)/train.stamp
 	$(PIP) install --quiet --editable '.[test]'
-	$(PIP) install --quiet --no-deps mup
+	$(PIP) install --quiet --no-deps mup nngeometry
 	@touch $@
 
 install: $(VENV)/train.stamp
