@@ -276,7 +276,63 @@ class Law(Estimator):
         return self.fit_
 
 
-class ScalingLaw(Law):
+class RunLaw(Law):
+    """A law of a table whose column ``run`` may not tell runs apart.
+
+    A table of many trainings is often read from one file, whose name is then all that its rows know as their
+    run. A law with a level of its own takes up what one run, or a few, have in common: no noise is left to be
+    seen, and intervals would have no width. Rows are then taken for runs of their own, and a warning says so.
+    """
+
+    def fit(self, table: Any, *, resamples: int = 1000, random_state: int = 0, **options: Any) -> Self:
+        """As `Law.fit`.
+
+        Raises
+        ------
+        ValueError
+            A scale has one value, or a loss lies below a floor that is held.
+        """
+        given = {"resamples": resamples, "random_state": random_state, **options}
+        columns = self.read(table)
+        self._refuse(columns, options.get("bounds") or {})
+        rows = len(columns[self.target])
+        named = len(np.unique(columns["run"].astype(str))) if "run" in columns else rows
+        if 1 < named < rows:
+            super().fit(columns, **given)
+            if not _unseen(self.fit_):
+                return self
+        said = {1: "All rows are named one run"}.get(named, f"The {named} runs cannot be told apart")
+        super().fit({name: one for name, one in columns.items() if name != "run"}, **given)
+        if named < rows:
+            self.warnings_.append(
+                f"{said}: each row was taken for a run of its own, and how runs differ is in no interval."
+            )
+        return self
+
+    def _refuse(self, columns: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]]) -> None:
+        if not len(columns[self.target]):
+            raise ValueError(f"the table has no rows to fit the {self.name} law to")
+        for name in self.form.inputs:
+            if name in columns and len(np.unique(columns[name])) < 2:
+                raise ValueError(
+                    f"all rows have {name} = {columns[name][0]:g}, so how {self.target} depends on it cannot "
+                    "be learned; measure a second value, or use a law without it"
+                )
+        floor, lowest = bounds.get("E", (0.0, np.inf))[0], float(np.min(columns[self.target]))
+        if floor >= lowest > 0:
+            raise ValueError(
+                f"the floor E is held at {floor:g} or above, and a {self.target} of {lowest:g} is not above "
+                "it"
+            )
+
+
+def _unseen(fit: Fit) -> bool:
+    """Whether points lie off the law, yet no noise was found."""
+    off = float(np.sqrt(np.mean(fit.residuals**2)))
+    return off > 1e-9 and fit.noise.total < 1e-6 * off
+
+
+class ScalingLaw(RunLaw):
     """Any form as a law.
 
     Examples

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from allometry.laws.forms import Array, Form, Parameter
-from allometry.laws.law import Law
+from allometry.laws.law import RunLaw
 
 __all__ = ["LogLinear", "LogLinearLaw"]
 
@@ -77,7 +77,7 @@ class LogLinear(Form):
         return (inverse @ (root * log_y)[..., None])[:, None, :, 0]
 
 
-class LogLinearLaw(Law):
+class LogLinearLaw(RunLaw):
     """`LogLinear` as a law over columns of a table, by least squares unless ``fit`` is told otherwise.
 
     Parameters
