@@ -32,11 +32,11 @@ def trust(told: LawAnswer) -> list[tuple[str, str]]:
     facts = [("fitted to", f"{told.rows} rows")]
     test = told.backtest
     if test is None:
-        return [*facts, ("largest held out", f"not possible: {told.reason}")]
+        return [*facts, (f"{told.held_out} held out", f"not possible: {told.reason}")]
     said = f"{len(test.observed)} rows, mean error {100 * test.error:.2f} % (bias {100 * test.bias:+.2f} %)"
     if not math.isnan(test.inside):
         said += f", {100 * test.inside:.0f} % inside the {100 * test.level:g} %"
-    return [*facts, (f"largest {told.held_out_by} held out", said)]
+    return [*facts, (f"{told.held_out} held out", said)]
 
 
 def summary(answers: Mapping[str, LawAnswer]) -> str:
@@ -60,7 +60,7 @@ def summary(answers: Mapping[str, LawAnswer]) -> str:
 
 
 def overview(answers: Mapping[str, LawAnswer]) -> pandas.DataFrame:
-    """One row a task and place: what is foretold, and what holding out the largest showed."""
+    """One row a task and place: what is foretold, and what holding rows out showed."""
     import pandas
 
     rows = []
@@ -68,7 +68,7 @@ def overview(answers: Mapping[str, LawAnswer]) -> pandas.DataFrame:
         test = told.backtest
         error = "" if test is None else f"{100 * test.error:.1f} % ({100 * test.bias:+.1f} %)"
         places: list[dict[str, Any]] = told.forecasts.to_dict("records") or [{}]
-        rows += [{"task": label, **place, "largest held out": error} for place in places]
+        rows += [{"task": label, **place, f"{told.held_out} held out": error} for place in places]
     return pandas.DataFrame(rows).set_index("task")
 
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LawAnswer", "law_answer", "parse_law"]
 
+_RUN_END = "last third of the run that ends lowest"
+# What laws with a way of their own hold out; all others the rows of the largest value of a column.
+_HELD_OUT = {
+    **dict.fromkeys(("schedule", "annealing", "multi-power", "effective-rate"), _RUN_END),
+    "resampling": "half of the tasks",
+    "task-chain": "ends of the largest models' runs",
+}
+
 
 @dataclass
 class LawAnswer:
@@ -28,8 +36,9 @@ class LawAnswer:
         The places asked for, with ``value``, ``low``, ``high`` (of the law) and ``new_low``, ``new_high`` (of
         one new measurement).
     backtest : HeldOut or None
-        What the law said of the rows of the largest scale when fitted without them; ``reason`` where that is
-        not possible.
+        What the law said of rows when fitted without them; ``reason`` where that is not possible.
+    held_out : str
+        Which rows those are, in words.
     """
 
     law: Estimator
@@ -38,7 +47,7 @@ class LawAnswer:
     rows: int
     backtest: HeldOut | None = None
     reason: str = ""
-    held_out_by: str = ""
+    held_out: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +58,7 @@ class LawAnswer:
             "parameters": self.law.table(self.level).to_dict("index"),
             "forecasts": self.forecasts.to_dict("records"),
             "backtest": {"reason": self.reason} if test is None else {
-                "held_out_by": self.held_out_by, "rows": len(test.observed), "error": test.error,
+                "held_out": self.held_out, "rows": len(test.observed), "error": test.error,
                 "bias": test.bias, "inside": test.inside, "score": test.score},
             "tables": {title: one.reset_index().to_dict("records")
                        for title, one in self.law.report().items()},
@@ -133,14 +142,14 @@ def law_answer(
     one = parse_law(law) if isinstance(law, str) else law
     frame = pandas.DataFrame(getattr(table, "table", table))
     columns = one.read(frame)
-    by = one.held_out_by or next(iter(one.columns))
+    which = _HELD_OUT.get(one.name) or f"largest {one.held_out_by or next(iter(one.columns))}"
     test, reason = None, ""
     try:
         test = one.hold_out(frame, level=level, resamples=min(resamples, 300), random_state=random_state)
     except ValueError as refusal:
         reason = str(refusal)
     one.fit(frame, resamples=resamples, random_state=random_state)
-    told = LawAnswer(one, pandas.DataFrame(), level, len(next(iter(columns.values()))), test, reason, by)
+    told = LawAnswer(one, pandas.DataFrame(), level, len(next(iter(columns.values()))), test, reason, which)
     told.warnings = list(one.warnings_)
     parts = [_forecast(one, place, level, resamples) for place in predict]
     if parts:

@@ -131,6 +131,8 @@ class ShiftLaw(Estimator):
             or fewer than two scales.
         """
         columns = self.read(table)
+        if not len(columns[self.target]):
+            raise ValueError("the table has no rows to fit the shift law to")
         x, y = self._abscissa(columns[self.scale]), columns[self.target]
         if self.form == "power":
             if not (y > 0).all():

@@ -209,7 +209,8 @@ class TaskChain(Estimator):
         return Interval(value, low, high, level)
 
     def predict(self, table: Any) -> Array:
-        return self._link(self.link_.theta[None], self.loss_law_.predict(self._places(table))[None])[0]
+        places = self._places(table)
+        return self._link(self.link_.theta[None], self.loss_law_.predict(places)[None])[0]
 
     def interval(self, table: Any, level: float = 0.9, kind: str = "mean") -> Interval:
         draws = self.spread(table, kind)
