@@ -192,7 +192,7 @@ def test_what_cannot_be_known_is_refused(change, words):
 
 
 def test_options_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="'power' or 'log-linear'"):
+    with pytest.raises(ValueError, match="'power', 'log-linear', 'power-offset'"):
         ShiftLaw(form="offset")
     with pytest.raises(ValueError, match="no collection 'LSF'"):
         ShiftLaw(base="LSF").fit(measured(np.random.default_rng(0), form="power"))
@@ -207,3 +207,90 @@ def test_thousands_of_rows_take_no_time():
     begin = time.process_time()
     law.fit(table)
     assert time.process_time() - begin < 2.0
+
+
+# --- above a floor ------------------------------------------------------------------------------------------
+WIDE = np.geomspace(1e3, 1e6, 7)
+FLOORS = {"ID": (1.0, 20.0, 0.4), "OOD": (2.0, 30.0, 0.3)}
+
+
+def above_floors(rng, seeds=3, luck=0.0, own=0.0):
+    n = np.repeat(WIDE, seeds)
+    shared = luck * rng.normal(size=len(n))
+    rows = [
+        pandas.DataFrame({"params": n, "run": np.arange(len(n)), "collection": name,
+                          "loss": (e + a * n**-alpha) * np.exp(shared + own * rng.normal(size=len(n)))})
+        for name, (e, a, alpha) in FLOORS.items()
+    ]  # fmt: skip
+    return pandas.concat(rows, ignore_index=True)
+
+
+def test_floors_and_exponents_are_found_exactly_and_survive_a_change_of_unit():
+    table = above_floors(np.random.default_rng(0))
+    law = get_law("shift", form="power-offset").fit(table, resamples=50)
+    for name, (floor, size, alpha) in FLOORS.items():
+        found = [law.params_[f"{one}[{name}]"] for one in ("E", "A", "alpha")]
+        assert found == pytest.approx([floor, size, alpha], rel=1e-5)
+    assert law.ratio("OOD").value == pytest.approx(0.75, rel=1e-5)
+    # a likelihood of data in another unit is higher by a constant: exponents stay, where a line's change
+    higher = table.assign(loss=table["loss"] + 3.0)
+    assert law.fit(higher, resamples=0).params_["alpha[OOD]"] == pytest.approx(0.3, rel=1e-4)
+    lines = [ShiftLaw().fit(one).params_["alpha[OOD]"] for one in (table, higher)]
+    assert lines[1] < 0.7 * lines[0]
+    ends = 30 * 10 ** (-0.3 * (4.5 + np.array([-0.5, 0.5])))  # the middle of the scales is 10^4.5
+    falls = ShiftLaw(form="power-offset").fit(table, resamples=20).slopes()["per_decade"]
+    assert falls["OOD"] == pytest.approx(ends[0] - ends[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "luck", "own", "widest"),
+    [(3, 0.0, 0.01, 0.15), (3, 0.01, 0.004, 0.08), (1, 0.01, 0.004, 0.3)],
+    ids=["independent", "shared by the run", "seven runs"],
+)
+def test_intervals_above_floors_cover(seeds, luck, own, widest):
+    rng, trials = np.random.default_rng(0), 150
+    hits, width = np.zeros((trials, 4), dtype=bool), np.zeros(trials)
+    for i in range(trials):
+        law = ShiftLaw(form="power-offset").fit(above_floors(rng, seeds, luck, own), resamples=300)
+        slope, ratio = law.slopes(0.9).loc["OOD"], law.ratio("OOD", level=0.9)
+        place, truth = {"params": 1e7, "collection": "OOD"}, 2 + 30 * 1e7**-0.3
+        mean, new = law.interval(place, 0.9), law.interval(place, 0.9, "prediction")
+        run = truth * np.exp(np.hypot(luck, own) * rng.normal())
+        hits[i] = [slope["low"] <= 0.3 <= slope["high"], ratio.low <= 0.75 <= ratio.high,
+                   mean.low[0] <= truth <= mean.high[0], new.low[0] <= run <= new.high[0]]  # fmt: skip
+        width[i] = ratio.width
+    assert (hits.mean(axis=0) >= 0.83).all(), hits.mean(axis=0)
+    assert np.median(width) < widest
+
+
+def test_ten_thousand_resamples_above_floors_are_practical():
+    table = above_floors(np.random.default_rng(0), 3, 0.01, 0.004)
+    begin = time.perf_counter()
+    law = ShiftLaw(form="power-offset").fit(table, resamples=10_000)
+    assert time.perf_counter() - begin < 5.0
+    assert law.draws_.shape == (10_000, 2)
+
+
+def test_draws_of_lines_are_those_of_their_intervals():
+    law = ShiftLaw(form="log-linear").fit(measured(np.random.default_rng(3)), resamples=40_000)
+    low, high = np.quantile(law.draws_, [0.05, 0.95], axis=0)
+    told = law.slopes(0.9)
+    np.testing.assert_allclose(low, told["low"], atol=0.03 * (told["high"] - told["low"]).min())
+    np.testing.assert_allclose(high, told["high"], atol=0.03 * (told["high"] - told["low"]).min())
+    together = np.corrcoef(law.draws_.T)[0, 1]
+    covariance = law.covariance_
+    assert together == pytest.approx(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]), abs=0.1)
+    assert ShiftLaw().fit(measured(np.random.default_rng(3), form="power"), resamples=0).draws_.shape == (
+        0,
+        2,
+    )
+
+
+def test_what_a_floor_needs():
+    table = above_floors(np.random.default_rng(0), 3, 0.0, 0.01)
+    with pytest.raises(ValueError, match="a floor needs four"):
+        ShiftLaw(form="power-offset").fit(table[table["params"] < 3e4])
+    law = ShiftLaw(form="power-offset").fit(table, resamples=0)
+    with pytest.raises(ValueError, match="resamples=1000"):
+        law.interval({"params": 1e7, "collection": "OOD"})
+    assert law.report() == {}

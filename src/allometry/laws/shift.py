@@ -7,8 +7,10 @@ log losses. Here those lines, with what is needed to compare them:
 * One run is scored on all collections, and a run that is lucky on one is lucky on the others. Slopes are
   estimated together, and their covariance is taken from residuals of one run on several collections.
 * The ratio of two slopes has Fieller's set, which is unbounded where the slope below is not told from zero.
-* Intervals are Student's, in closed form: nothing is resampled, and few runs are few degrees of freedom.
+* Intervals of lines are Student's, in closed form, and few runs are few degrees of freedom.
   Where a run has several rows of one collection, such as checkpoints, it is the jackknife over runs.
+* Where the losses end above zero, ``form="power-offset"`` gives each collection a floor, and intervals by
+  resampling whole runs (`allometry.laws.shift_floor`).
 * A negative log likelihood in the units of the data has no zero of its own: multiplied by a, the data add
   log a to it, and a power's exponent changes (d log L = dL / L) while the fall *per decade* does not. Of such
   losses, and of those that reach zero, ``form="log-linear"`` compares what is comparable.
@@ -23,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from allometry.laws.law import Estimator
 from allometry.laws.quotient import ratio_interval
+from allometry.laws.shift_floor import fit_floors
 from allometry.laws.uncertainty import Interval
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ __all__ = ["ShiftLaw", "loglog_fit"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+
+
+_FORMS = ("power", "log-linear", "power-offset")
 
 
 def loglog_fit(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
@@ -79,8 +85,9 @@ class ShiftLaw(Estimator):
     ----------
     scale : str
         The column of what is scaled: ``"params"``, ``"tokens"``, ``"flops"``, or any other.
-    form : {"power", "log-linear"}
-        ``L = (x0 / x) ** alpha``, or ``L = level - fall * log10 x``.
+    form : {"power", "log-linear", "power-offset"}
+        ``L = (x0 / x) ** alpha``, ``L = level - fall * log10 x``, or ``L = E + A x ** -alpha``, whose
+        exponent does not depend on where the losses end.
     base : str, optional
         The collection that others are compared with, in distribution; by default the first of the table.
 
@@ -93,6 +100,9 @@ class ShiftLaw(Estimator):
         Of the slopes.
     degrees_ : array (c,)
         Degrees of freedom.
+    draws_ : array (resamples, c)
+        Slopes of resamples: of lines drawn from Student's distribution, which their intervals are of; with a
+        floor refitted to resampled runs.
 
     Examples
     --------
@@ -112,8 +122,8 @@ class ShiftLaw(Estimator):
     }
 
     def __init__(self, scale: str = "params", form: str = "power", base: str | None = None) -> None:
-        if form not in ("power", "log-linear"):
-            raise ValueError(f"form is 'power' or 'log-linear', not {form!r}")
+        if form not in _FORMS:
+            raise ValueError(f"form is one of {', '.join(map(repr, _FORMS))}, not {form!r}")
         self.scale, self.form, self.base = scale, form, base
         self.columns = {  # type: ignore[misc]
             scale: "what is scaled, positive",
@@ -121,20 +131,27 @@ class ShiftLaw(Estimator):
         }
 
     # --- fitting -----------------------------------------------------------------------------------------
-    def fit(self, table: Any, *, resamples: int = 0, random_state: int = 0) -> ShiftLaw:
-        """Fit all collections; intervals are in closed form, so neither option has an effect.
+    def fit(self, table: Any, *, resamples: int = 1000, random_state: int = 0) -> ShiftLaw:
+        """Fit all collections.
+
+        Parameters
+        ----------
+        table : mapping or DataFrame of columns (n,)
+        resamples : int
+            Rows of ``draws_``. Lines need none for their intervals, laws with a floor do.
+        random_state : int
 
         Raises
         ------
         ValueError
-            A loss that is not positive under ``form="power"``, or a collection with fewer than three runs
-            or fewer than two scales.
+            A loss that is not positive under a power law, or a collection with fewer than three runs, or too
+            few scales: two for a line, four for a floor.
         """
         columns = self.read(table)
         if not len(columns[self.target]):
             raise ValueError("the table has no rows to fit the shift law to")
         x, y = self._abscissa(columns[self.scale]), columns[self.target]
-        if self.form == "power":
+        if self.form != "log-linear":
             if not (y > 0).all():
                 row = int(np.flatnonzero(~(y > 0))[0])
                 raise ValueError(
@@ -142,7 +159,7 @@ class ShiftLaw(Estimator):
                     "cross zero: use form='log-linear', which compares nats per decade, or a score such as "
                     "CRPS"
                 )
-            y = np.log10(y)
+            y = np.log10(y) if self.form == "power" else np.log(y)
         names = np.asarray([str(one) for one in columns["collection"]])
         order = list(dict.fromkeys(names.tolist()))
         if self.base is not None and self.base not in order:
@@ -157,14 +174,45 @@ class ShiftLaw(Estimator):
             self.warnings_.append(
                 "No column 'run' says which rows are of one model: collections are taken as independent."
             )
+        generator = np.random.default_rng(random_state)
+        if self.form == "power-offset":
+            self._floors = fit_floors(np.log(10.0) * x, y, group, run, resamples, generator)
+            self._take_floors()
+            return self
         self._solve(x, y, group, run)
+        self.draws_ = self._student(resamples, generator)
         return self
+
+    def _take_floors(self) -> None:
+        """Slopes, their covariance and falls per decade of laws with a floor."""
+        known = self._floors
+        self.slopes_, self.degrees_, self.draws_ = known.theta[:, 2], known.degrees, known.draws[..., 2]
+        few = len(self.draws_) < 2
+        self.covariance_ = np.full((len(self.slopes_),) * 2, np.nan) if few else np.cov(self.draws_.T)
+        self.covariance_ = np.atleast_2d(self.covariance_)
+        half = 0.5 * np.log(10.0)
+        everywhere = np.arange(len(self.slopes_))
+        ends = [np.exp(known.log_loss(known.centre + side, everywhere)) for side in (-half, half)]
+        self._per_decade = ends[0] - ends[1]
+
+    def _student(self, count: int, generator: np.random.Generator) -> Array:
+        """Slopes ``(count, c)`` from the distribution that their intervals are of."""
+        values, vectors = np.linalg.eigh(self.covariance_)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        normal = generator.standard_normal((count, len(self.slopes_))) @ root.T
+        square = generator.chisquare(self.degrees_, size=(count, len(self.slopes_)))
+        return np.asarray(self.slopes_ + normal * np.sqrt(self.degrees_ / square))
 
     def _check(self, x: Array, group: Index, run: Index, order: list[str]) -> None:
         for index, name in enumerate(order):
             mine = group == index
             if len(np.unique(x[mine])) < 2:
                 raise ValueError(f"collection {name!r} was measured at one {self.scale}; a slope needs two")
+            if self.form == "power-offset" and len(np.unique(x[mine])) < 4:
+                raise ValueError(
+                    f"collection {name!r} was measured at {len(np.unique(x[mine]))} values of {self.scale}; "
+                    "a floor needs four: use form='power' or 'log-linear'"
+                )
             if len(np.unique(run[mine])) < 3:
                 raise ValueError(f"collection {name!r} has fewer than three runs: a line through two has no "
                                  "interval")  # fmt: skip
@@ -204,9 +252,18 @@ class ShiftLaw(Estimator):
     # --- what was learned --------------------------------------------------------------------------------
     @property
     def params_(self) -> dict[str, float]:
-        """``alpha[c]`` and ``log10 x0[c]``, or ``fall[c]`` per decade and ``level[c]`` at scale one."""
+        """``alpha[c]`` and ``log10 x0[c]``; or ``fall[c]`` per decade and ``level[c]`` at scale one; or
+        ``E[c]``, ``A[c]`` and ``alpha[c]``."""
         self._fitted()
         found: dict[str, float] = {}
+        if self.form == "power-offset":
+            for name, (floor, level, alpha), centre in zip(
+                self.collections_, self._floors.theta.tolist(), self._floors.centre.tolist(), strict=True
+            ):
+                with np.errstate(over="ignore"):
+                    size = float(np.exp(level + alpha * centre))
+                found |= {f"E[{name}]": floor, f"A[{name}]": size, f"alpha[{name}]": alpha}
+            return found
         for index, name in enumerate(self.collections_):
             at_one = self._level[index] - self._slope[index] * self._centre[index]
             if self.form == "power":
@@ -223,9 +280,13 @@ class ShiftLaw(Estimator):
         import pandas
 
         self._fitted()
-        half = self._t(self.degrees_, level) * np.sqrt(np.diag(self.covariance_))
+        if self.form == "power-offset":
+            low, high = self._quantiles(self.draws_, level)
+        else:
+            half = self._t(self.degrees_, level) * np.sqrt(np.diag(self.covariance_))
+            low, high = self.slopes_ - half, self.slopes_ + half
         return pandas.DataFrame(
-            {"value": self.slopes_, "low": self.slopes_ - half, "high": self.slopes_ + half,
+            {"value": self.slopes_, "low": low, "high": high,
              "degrees": self.degrees_, "per_decade": self._per_decade},
             index=pandas.Index(self.collections_, name="collection"),
         )  # fmt: skip
@@ -233,11 +294,15 @@ class ShiftLaw(Estimator):
     def ratio(self, collection: str, base: str | None = None, level: float = 0.95) -> Interval:
         """Slope of a collection over the base's, such as out over in distribution, with Fieller's interval.
 
-        The ends are infinite where the set is: the base's slope is then not told from zero.
+        The ends are infinite where the set is: the base's slope is then not told from zero. Exponents above a
+        floor are positive; the interval of their ratio is that of the draws.
         """
         self._fitted()
         over = self._index(base or self.base or self.collections_[0])
         mine = self._index(collection)
+        if self.form == "power-offset":
+            low, high = self._quantiles(self.draws_[:, mine] / self.draws_[:, over], level)
+            return Interval(float(self.slopes_[mine] / self.slopes_[over]), float(low), float(high), level)
         pair = self.covariance_[np.ix_([mine, over], [mine, over])]
         degrees = min(self.degrees_[mine], self.degrees_[over])
         return ratio_interval(float(self.slopes_[mine]), float(self.slopes_[over]), pair, degrees, level)
@@ -258,6 +323,8 @@ class ShiftLaw(Estimator):
 
     def report(self, level: float = 0.95) -> dict[str, pandas.DataFrame]:
         """Tables for readers: ``slopes``, and ``ratios`` where there is more than one collection."""
+        if self.form == "power-offset" and not len(self.draws_):
+            return {}
         found = {"slopes": self.slopes(level)}
         return found if len(self.collections_) == 1 else found | {"ratios": self.ratios(level)}
 
@@ -265,22 +332,56 @@ class ShiftLaw(Estimator):
         """Parameters; slopes have intervals."""
         frame = super().table(level)
         frame["low"], frame["high"] = np.nan, np.nan
-        kind = "alpha" if self.form == "power" else "fall"
+        kind = "fall" if self.form == "log-linear" else "alpha"
+        if self.form == "power-offset":
+            if not len(self.draws_):
+                return frame
+            floors = self._quantiles(self._floors.draws[..., 0], level).T
+            for name, ends in zip(self.collections_, floors, strict=True):
+                frame.loc[f"E[{name}]", ["low", "high"]] = ends
         for name, row in self.slopes(level).iterrows():
             frame.loc[f"{kind}[{name}]", ["low", "high"]] = row["low"], row["high"]
         return frame
 
     def predict(self, table: Any) -> Array:
         """Losses foretold ``(m,)``; the table needs the scale and the collection."""
+        self._fitted()
+        if self.form == "power-offset":
+            return np.exp(self._floors.log_loss(*self._places(table)))
         return self.interval(table).value
+
+    def _places(self, table: Any) -> tuple[Array, Index]:
+        """Log scales and collections ``(m,)`` of rows that are asked for."""
+        columns = self.read(table, target=False)
+        index = np.array([self._index(str(one)) for one in columns["collection"]], dtype=np.intp)
+        return np.log(10.0) * self._abscissa(columns[self.scale]), index
+
+    def _quantiles(self, draws: Array, level: float) -> Array:
+        if not 0 < level < 1:
+            raise ValueError(f"level is a share between 0 and 1, not {level}")
+        if not len(draws):
+            raise ValueError("a law with a floor has intervals by resampling; fit with resamples=1000")
+        return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+    def _above_floors(self, table: Any, level: float, kind: str) -> Interval:
+        log_x, index = self._places(table)
+        known = self._floors
+        draws = known.log_loss(log_x, index, known.draws)
+        if kind == "prediction" and len(draws):
+            generator = np.random.default_rng([len(draws), 1])
+            square = generator.chisquare(known.degrees[index], size=draws.shape) / known.degrees[index]
+            draws = draws + np.sqrt(known.noise[index] / square) * generator.standard_normal(draws.shape)
+        low, high = self._quantiles(draws, level)
+        return Interval(np.exp(known.log_loss(log_x, index)), np.exp(low), np.exp(high), level)
 
     def interval(self, table: Any, level: float = 0.9, kind: str = "mean") -> Interval:
         if kind not in ("mean", "prediction"):
             raise ValueError(f"kind is 'mean' or 'prediction', not {kind!r}")
         self._fitted()
-        columns = self.read(table, target=False)
-        index = np.array([self._index(str(one)) for one in columns["collection"]])
-        u = self._abscissa(columns[self.scale]) - self._centre[index]
+        if self.form == "power-offset":
+            return self._above_floors(table, level, kind)
+        log_x, index = self._places(table)
+        u = log_x / np.log(10.0) - self._centre[index]
         count, c = len(self.collections_), self._covariance
         value = self._level[index] + self._slope[index] * u
         variance = c[index, index] + 2 * u * c[index, count + index] + u * u * c[count + index, count + index]
@@ -303,14 +404,16 @@ class ShiftLaw(Estimator):
         for index, name in enumerate(self.collections_):
             mine = label == name
             grid = np.geomspace(scale[mine].min() / 1.5, scale[mine].max() * 3.0, 50)
-            band = self.interval({self.scale: grid, "collection": name}, level)
+            asked = {self.scale: grid, "collection": name}
             ax.plot(scale[mine], target[mine], ".", color=f"C{index}")
-            ax.plot(grid, band.value, color=f"C{index}", label=f"{name}: {self.slopes_[index]:.3g}")
-            ax.fill_between(grid, band.low, band.high, color=f"C{index}", alpha=0.2, linewidth=0)
+            ax.plot(grid, self.predict(asked), color=f"C{index}", label=f"{name}: {self.slopes_[index]:.3g}")
+            if self.form != "power-offset" or len(self.draws_):
+                band = self.interval(asked, level)
+                ax.fill_between(grid, band.low, band.high, color=f"C{index}", alpha=0.2, linewidth=0)
         ax.set(xscale="log", xlabel=self.scale, ylabel=self.target)
-        if self.form == "power":
+        if self.form != "log-linear":
             ax.set_yscale("log")
-        ax.legend(title="exponent" if self.form == "power" else "fall per decade")
+        ax.legend(title="fall per decade" if self.form == "log-linear" else "exponent")
         return ax
 
     def _t(self, degrees: Any, level: float) -> Any:
