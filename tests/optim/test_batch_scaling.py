@@ -207,3 +207,18 @@ def test_where_the_loss_bends_nowhere_upward_the_rate_stays():
     schedule.step(batch)
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert schedule.last is None
+
+
+def test_a_run_that_is_being_lost_is_not_stopped_by_it():
+    model, batch = least_squares([1.0, 1.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = optim.CurvatureSchedule(
+        optimizer, model, lambda z, t: (z - t).abs().pow(1.5).mean(), every=1, steps=2
+    )
+    nn.init.zeros_(model.weight)  # where that loss is zero and its curvature infinite
+    with pytest.warns(RuntimeWarning, match="rate is left as it is"):
+        schedule.step(batch)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    nn.init.constant_(model.weight, math.nan)
+    with pytest.raises(ValueError, match="the loss of a batch is nan"):
+        optim.CurvatureSchedule(optimizer, model, nn.functional.mse_loss, every=1, steps=2).step(batch)

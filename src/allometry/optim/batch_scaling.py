@@ -15,6 +15,7 @@ The largest stable rate is not the best rate; both depend on the batch, and only
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -55,7 +56,9 @@ def max_learning_rate(
         As in `allometry.measure.batch_eigenvalue_law`.
     gradient : NoiseScale, optional
         For Adam: its denominator is taken as the root of ``(|G|² + tr Σ / b) / P``, alike for all
-        parameters, and its epsilon as small beside that.
+        parameters, and its epsilon as small beside that. It tells the shape of the curve; the rates that a
+        perceptron bore were 1.4 to 12 times smaller (the study of this paper), since small gradients and
+        large curvature meet in some parameters.
     parameters : int, optional
         P, for Adam.
     weight_decay : float
@@ -189,10 +192,16 @@ class CurvatureSchedule:
     last : dict or None
         ``step``, ``largest``, ``smallest``, ``rate``, ``momentum`` of the last measurement.
 
+    Warns
+    -----
+    RuntimeWarning
+        Curvature that is not finite; the rate is then left as it is.
+
     Raises
     ------
     ValueError
-        A number out of range, an unknown rule, or groups without momentum for ``"heavy_ball"``.
+        A number out of range, an unknown rule, or groups without momentum for ``"heavy_ball"``; a batch whose
+        loss is not finite.
 
     Examples
     --------
@@ -252,7 +261,17 @@ class CurvatureSchedule:
             for one, mode in modes:
                 one.training = mode
         steps = min(self.steps, curvature.dim)
-        values, _ = lanczos(curvature, curvature.dim, steps, self.generator).quadrature()
+        try:
+            values, _ = lanczos(
+                lambda v: _finite(curvature(v)), curvature.dim, steps, self.generator,
+                dtype=curvature.dtype, device=curvature.device,
+            ).quadrature()  # fmt: skip
+        except _LostError:
+            warnings.warn(
+                "the curvature of the batch is not finite, and the rate is left as it is: this run is lost",
+                RuntimeWarning, stacklevel=3,
+            )  # fmt: skip
+            return
         decay = max(float(group.get("weight_decay", 0.0)) for group in self.optimizer.param_groups)
         positive = values[values > 0]
         if not len(positive):  # nowhere bent upward: nothing that limits a rate was seen
@@ -285,3 +304,13 @@ class CurvatureSchedule:
         """Go on from `state_dict`; the optimizer brings its own rates."""
         self.count, self.last = int(state["count"]), state["last"]
         self.generator.set_state(state["generator"])
+
+
+class _LostError(ArithmeticError):
+    """Weights so large that a product overflows."""
+
+
+def _finite(found: Tensor) -> Tensor:
+    if not bool(torch.isfinite(found).all()):
+        raise _LostError
+    return found

@@ -47,6 +47,7 @@ matrices = Study(
     arms=("symmetric noise", "positive noise"),
     axis=axis("batch", 8, 32, 128, 512, tiny=(32, 128), quick=(8, 32, 128)),
     measure="error",
+    lower_is_better=None,  # an error of the law, which no scale of ours is worth anything to
     data_by_arm=True,  # an arm is a kind of matrix
     profiles={
         "tiny": {"seeds": 1, "size": 150, "matrices": 2},
@@ -524,12 +525,12 @@ def _learner(arm: str, steps: int, seed: int, profile: Profile) -> dict[str, Any
         )  # fmt: skip
     for step in range(steps):
         batch = batches.batch(step)
-        if schedule is not None:
-            schedule.step(batch)
-        optimizer.zero_grad()
         loss = F.cross_entropy(model(batch[0]), batch[1])
         if not math.isfinite(float(loss.detach())):
             return {"loss": math.nan, "error": math.nan, "diverged": step}
+        if schedule is not None:
+            schedule.step(batch)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     found = train.evaluate_classifier(model, validation if profile.tuning else test)
