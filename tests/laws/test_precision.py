@@ -342,3 +342,30 @@ def _table(**changed):
 def test_bad_input_is_refused_in_a_sentence(act, sentence):
     with pytest.raises(ValueError, match=sentence):
         act()
+
+
+# --- how the search begins ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(4))
+def test_the_optimum_of_many_points_is_that_of_a_search_from_the_whole_grid(seed, monkeypatch):
+    columns = design()
+    losses = noisy(columns, 0.02, seed)
+    quick = fit(PrecisionForm(), columns, losses, loss="squared", resamples=0)
+    monkeypatch.setattr("allometry.laws.gap._MANY", 10**9)
+    whole = fit(PrecisionForm(), columns, losses, loss="squared", resamples=0)
+    assert quick.objective == pytest.approx(whole.objective, rel=1e-9)
+
+
+def test_curvature_is_that_of_the_place_asked_for():
+    """Slopes are kept from one call for the next: another place, or one that was written to, has its own."""
+    form = PrecisionForm()
+    features = form.features(design())
+    features = features - form.shifts(features)
+    theta = np.array([[1.9, 0.0, 0.0, 0.3, 0.4, 3.0, 3.0, 3.0]])
+    cotangent = np.ones((1, len(features)))
+    wanted = form.curvature(theta + 0.1, features, cotangent)
+    form.jacobian(theta, features)
+    theta += 0.1
+    np.testing.assert_array_equal(form.curvature(theta, features, cotangent), wanted)
+    half = features[::2].copy()
+    form.jacobian(theta, features)
+    assert not np.allclose(form.curvature(theta, half, cotangent[:, ::2]), wanted)

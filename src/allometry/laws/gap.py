@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from allometry.laws.forms import Array, Chinchilla, Form, Parameter, nonnegative_solution
 
@@ -38,6 +39,7 @@ EFFECTS = {
     "bits": _Effect("kappa", -1.0, float("nan")),
 }
 _SLOPES = (-4.0, 20.0)  # of delta, nu: wide enough for a sign to be found, not assumed
+_MANY, _KEPT, _STEPS = 100, 2, 12  # points from which few starts do; how many, with how many steps down
 
 
 def effect(column: str, values: Any) -> Array:
@@ -47,8 +49,26 @@ def effect(column: str, values: Any) -> Array:
     return numbers if np.isnan(half) else np.log(numbers + half)
 
 
+class _Term(NamedTuple):
+    """One exponential of a design: its parameters' indices ``(k,)``, their factors ``(k, n)``, a multiplier,
+    the products of factors ``(n, k * k)`` and the places of their pairs among ``p * p``."""
+
+    parameters: list[int]
+    factors: Array
+    multiplier: Array | float
+    products: Array
+    places: NDArray[np.intp]
+
+
 class _Sum(Form):
-    """A known part, a floor, and exponentials of linear forms: sub-classes list `terms` of their features."""
+    """A known part, a floor, and exponentials of linear forms: sub-classes list `terms` of their features.
+
+    A fit asks for values, slopes and curvature at one place after another of one design: what depends on the
+    design alone is kept, and what slopes share with the curvature that is asked for next.
+    """
+
+    _design: tuple[Array, list[_Term]] | None = None
+    _place: tuple[Array, Array, list[Array], Array] | None = None
 
     def known(self, features: Array) -> Array | float:
         """What of the loss ``(n,)`` is not fitted."""
@@ -58,14 +78,28 @@ class _Sum(Form):
         """Each exponential: its parameters' indices, their factors ``(n, k)``, a multiplier ``(n,)``."""
         raise NotImplementedError
 
-    def _values(self, theta: Array, features: Array) -> tuple[list[tuple[list[int], Array, Array]], Array]:
+    def _terms(self, features: Array) -> list[_Term]:
+        kept = self._design
+        if kept is None or kept[0] is not features:
+            size, found = len(self.parameters), []
+            for index, factors, multiplier in self.terms(features):
+                products = (factors[:, :, None] * factors[:, None]).reshape(len(features), -1)
+                pairs = (np.array(index, dtype=np.intp)[:, None] * size + np.array(index)).ravel()
+                found.append(_Term(index, np.ascontiguousarray(factors.T), multiplier, products, pairs))
+            kept = self._design = (features, found)
+        return kept[1]
+
+    def _values(self, theta: Array, features: Array) -> tuple[list[Array], Array]:
+        """Each exponential and their total, ``(batch, n)``."""
         total = np.zeros((len(theta), len(features))) + self.known(features)
         if self.floor is not None:
             total += theta[:, self.floor, None]
         found = []
-        for index, factors, multiplier in self.terms(features):
-            value = np.exp(np.minimum(theta[:, index] @ factors.T, 300.0)) * multiplier
-            found.append((index, factors, value))
+        for term in self._terms(features):
+            value = theta[:, term.parameters] @ term.factors
+            np.exp(np.minimum(value, 300.0, out=value), out=value)
+            value *= term.multiplier
+            found.append(value)
             total += value
         return found, total
 
@@ -75,28 +109,30 @@ class _Sum(Form):
 
     def jacobian(self, theta: Array, features: Array) -> tuple[Array, Array]:
         found, total = self._values(theta, features)
-        return np.log(total), self._slopes(found, total)
-
-    def _slopes(self, found: list[tuple[list[int], Array, Array]], total: Array) -> Array:
         out = np.zeros((len(total), len(self.parameters), total.shape[1]))
+        inverse = 1.0 / total
         if self.floor is not None:
-            out[:, self.floor] = 1.0 / total
-        for index, factors, value in found:
-            share = value / total
-            for place, parameter in enumerate(index):
-                out[:, parameter] += share * factors[:, place]
-        return out
+            out[:, self.floor] = inverse
+        for term, value in zip(self._terms(features), found, strict=True):
+            value *= inverse  # its share of the loss
+            for parameter, factor in zip(term.parameters, term.factors, strict=True):
+                out[:, parameter] += value * factor
+        self._place = (theta.copy(), features, found, out)
+        return np.log(total), out
 
     def curvature(self, theta: Array, features: Array, cotangent: Array) -> Array:
         """With f = log L: f_ij = L_ij / L - f_i f_j, and L_ij of an exponential is itself times factors."""
-        found, total = self._values(theta, features)
-        jacobian = self._slopes(found, total)
+        kept = self._place
+        if kept is None or kept[1] is not features or not np.array_equal(kept[0], theta):
+            self.jacobian(theta, features)
+            kept = self._place
+        assert kept is not None
+        _, _, shares, jacobian = kept
+        self._place = None  # it is asked for once, and a batch of many rows is large
         out = -np.matmul(jacobian * cotangent[:, None], jacobian.transpose(0, 2, 1))
-        for index, factors, value in found:
-            size = len(index)
-            products = (factors[:, :, None] * factors[:, None]).reshape(len(features), -1)
-            block = (value / total * cotangent) @ products
-            out[np.ix_(range(len(theta)), index, index)] += block.reshape(-1, size, size)
+        flat = out.reshape(len(theta), -1)
+        for term, share in zip(self._terms(features), shares, strict=True):
+            flat[:, term.places] += (share * cotangent) @ term.products
         return out
 
 
@@ -221,22 +257,77 @@ class PrecisionForm(_Sum):
         ]
 
     def starts(self, features: Array, log_y: Array, weights: Array) -> Array:
+        """A grid of exponents with the coefficients that suit them best.
+
+        Few points may have many optima, and the search begins at all of the grid. Of many points the best
+        of the grid are enough, each some steps of least squares down: they cost less than the search's own.
+        """
         grid, bits = (0.15, 0.35, 0.8), (1.0, 4.0)
         picks = np.array(list(itertools.product(grid, grid, bits, bits)))
         n, d, exponent, mantissa, multiplier = features.T
         alpha, beta, delta, nu = (picks[:, i, None] for i in range(4))
         excess = multiplier * np.exp(beta * d - alpha * n - delta * exponent - nu * mantissa)
-        basis = np.stack([np.ones_like(excess), np.exp(-alpha * n), np.exp(-beta * d), excess], axis=-1)
+        # few columns of the basis differ, and they give the normal equations of all picks at once
+        ladder = np.array(grid)[:, None]
+        basis = np.concatenate([np.ones((1, len(n))), np.exp(-ladder * n), np.exp(-ladder * d), excess])
+        rank = np.array(list(itertools.product(range(3), range(3), range(4))))
+        index = np.stack([0 * rank[:, 0], 1 + rank[:, 0], 4 + rank[:, 1], 7 + np.arange(len(rank))], axis=1)
         relative = np.exp(-log_y)
-        weight = weights * relative**2  # (curves, n)
-        gram = np.einsum("cn,gni,gnj->cgij", weight, basis, basis, optimize=True)
-        right = np.einsum("cn,gni->cgi", weights * relative, basis, optimize=True)
-        found = np.maximum(nonnegative_solution(gram, right), 0.0)
+        gram = np.matmul(basis * (weights * relative**2)[:, None], basis.T)
+        right = (weights * relative) @ basis.T
+        gram, right = gram[:, index[:, :, None], index[:, None]], right[:, index]
+        many = len(features) > _MANY
+        if many:  # cut off at zero is near enough for a start that goes on from here
+            ridge = 1e-12 * np.trace(gram, axis1=-2, axis2=-1)[..., None, None] * np.eye(4)
+            found = np.maximum(np.linalg.solve(gram + ridge, right[..., None])[..., 0], 0.0)
+        else:
+            found = np.maximum(nonnegative_solution(gram, right), 0.0)
         logs = np.log(np.maximum(found[..., 1:], 1e-6))
         slopes = np.broadcast_to(picks, (len(log_y), *picks.shape))
-        return np.concatenate(
+        starts = np.concatenate(
             [found[..., :1], logs[..., :2], slopes[..., :2], -logs[..., 2:], slopes[..., 2:]], axis=-1
         )
+        if not many:
+            return starts
+        left = (found * (np.matmul(gram, found[..., None])[..., 0] - 2 * right)).sum(axis=-1)
+        best = np.argsort(left, axis=1)[:, :_KEPT]
+        return self._down(np.take_along_axis(starts, best[..., None], axis=1), features, log_y, weights)
+
+    def _down(self, starts: Array, features: Array, log_y: Array, weights: Array) -> Array:
+        """Starts ``(curves, k, p)`` after steps of Levenberg and Marquardt; none ends above its start."""
+        curves, kept, size = starts.shape
+        theta, curve = starts.reshape(-1, size), np.repeat(np.arange(curves), kept)
+        lower, upper = self.bounds()
+        theta = np.clip(theta, lower, upper)
+        target, weight = log_y[curve], weights[curve]
+        damping, diagonal = np.full((len(theta), 1), 1e-3), np.arange(size)
+        with np.errstate(all="ignore"):
+            told, slopes = self.jacobian(theta, features)
+            value = (weight * (told - target) ** 2).sum(axis=1)
+            for _ in range(_STEPS):
+                weighted = slopes * weight[:, None]
+                gram = np.matmul(weighted, slopes.transpose(0, 2, 1))
+                right = np.matmul(weighted, (target - told)[..., None])
+                gram[:, diagonal, diagonal] *= 1 + damping
+                gram[:, diagonal, diagonal] += 1e-12 * gram.max(axis=(1, 2))[:, None]
+                step = np.linalg.solve(gram, right)[..., 0]
+                step = np.minimum(np.maximum(step, -4.0), 4.0)
+                trial = np.minimum(np.maximum(theta + step, lower), upper)
+                new_told, new_slopes = self.jacobian(trial, features)
+                new = (weight * (new_told - target) ** 2).sum(axis=1)
+                better = new < value
+                theta[better], told[better] = trial[better], new_told[better]
+                slopes[better] = new_slopes[better]
+                settled = (better & (new > (1 - 1e-6) * value)).any()
+                value = np.where(better, new, value)
+                damping *= np.where(better, 0.1, 10.0)[:, None]
+                if settled:
+                    break
+        ends = theta.reshape(curves, kept, size)
+        value = np.nan_to_num(value, nan=np.inf).reshape(curves, kept)
+        best = np.take_along_axis(ends, value.argmin(axis=1)[:, None, None], axis=1)
+        left_behind = value > 1.01 * value.min(axis=1, keepdims=True)
+        return np.where(left_behind[..., None], best, ends)
 
 
 def _log_block(block: Any) -> Array:

@@ -115,6 +115,8 @@ class PrecisionLaw(Law):
         ValueError
             No row is rounded, or a column that moves the loss has one value.
         """
+        from allometry.laws.fit import fit
+
         columns = self.read(table)
         block = columns.get("block", np.full(len(columns[self.target]), 2.0))
         if not (block > 1).any():
@@ -133,7 +135,12 @@ class PrecisionLaw(Law):
                     f"what it does cannot be learned{cure}"
                 )
         run, several = self._runs(columns)
-        super().fit(columns | {"run": run}, resamples=resamples, random_state=random_state, **options)
+        self.fit_ = fit(
+            self.form, self.design(columns), columns[self.target], run=run, resamples=resamples,
+            random_state=random_state, **{**self.fit_options, **options},
+        )  # fmt: skip
+        self.measured_ = columns | {"run": run}
+        self.warnings_ = list(self.fit_.warnings)
         if not several:
             self.warnings_.append(
                 "All rows are named one run of one size; each was taken for a run of its own."
