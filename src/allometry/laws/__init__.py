@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from allometry.laws.average import Average
     from allometry.laws.best_k import OptimalK, optimal_k
     from allometry.laws.bounded import BoundedPowerLaw
+    from allometry.laws.chance import above_chance
     from allometry.laws.circuits import BestCircuit, MultiStep, SetCurve, SoftVote
     from allometry.laws.compare import Backtest, aicc, backtest, compare_forms
     from allometry.laws.contrast import (
@@ -109,6 +110,7 @@ open_room(
         "average": ["Average"],
         "bounded": ["BoundedPowerLaw"],
         "best_k": ["OptimalK", "optimal_k"],
+        "chance": ["above_chance"],
         "circuits": ["BestCircuit", "MultiStep", "SetCurve", "SoftVote"],
         "compare": ["Backtest", "aicc", "backtest", "compare_forms"],
         "contrast": ["Contrast", "Effect", "contrast", "holm", "interaction", "rank_correlation", "sign_test",
@@ -161,8 +163,8 @@ __all__ = [
     "Parameter", "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe",
     "Regions", "ResamplingCurve", "ResamplingLaw", "ResponseLaw", "Runs", "ScalingLaw", "ScheduleLaw",
     "Served", "SetCurve", "Shape", "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw",
-    "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "aicc", "allocate", "answer", "apportion",
-    "backtest", "best_schedule", "bootstrap", "ceiling", "compare_forms", "compare_laws",
+    "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "above_chance", "aicc", "allocate", "answer",
+    "apportion", "backtest", "best_schedule", "bootstrap", "ceiling", "compare_forms", "compare_laws",
     "compare_slopes", "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt",
     "fieller", "fit", "fit_curves", "forecast_schedule", "format_crossover", "further_runs", "get_form",
     "get_law", "held_out", "holm", "horizon_losses", "interaction", "law_names", "least_total",
