@@ -220,6 +220,29 @@ def test_a_loss_without_curvature_has_none():
         assert not matrix(curvature).any()
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@every_operator
+def test_weights_that_do_not_matter_have_none(operator, keep):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    batch = torch.randn(4, 3), torch.randint(0, 2, (4,))
+    whole = matrix(measure.CurvatureOperator(Half(), F.cross_entropy, batch, operator=operator, keep=keep))
+    assert whole[:8, :8].any()
+    assert not whole[8:].any()
+    assert not whole[:, 8:].any()
+    if operator != "gradient covariance":
+        part = measure.CurvatureOperator(
+            Half(), F.cross_entropy, batch, operator=operator, keep=keep, include=["unused.*"]
+        )
+        assert not matrix(part).any()
+
+
 def test_parts_and_vectors_are_each_other_s_inverse():
     model, x, y = small()
     curvature = measure.CurvatureOperator(model, F.cross_entropy, (x, y))

@@ -270,6 +270,8 @@ def product_on(
     leaves = list(params.values())
     if operator == "hessian":
         loss = over(one.loss, params, batch).sum()
+        if not loss.requires_grad:  # no weight matters
+            return torch.zeros_like
         first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         return _linear(one, leaves, first, stacked, once)
     if operator == "ggn":
@@ -278,6 +280,8 @@ def product_on(
         bent = torch.autograd.grad(over(one.of_output, apart, batch).sum(), apart, create_graph=True)[0]
     else:
         output = over(one.each, params, batch)
+    if not output.requires_grad:
+        return torch.zeros_like
     u = torch.zeros_like(output, requires_grad=True)
     pulled = torch.autograd.grad(output, leaves, u, create_graph=True, allow_unused=True)
     used = [(k, value) for k, value in enumerate(pulled) if value is not None]
@@ -311,7 +315,7 @@ def _ggn_once(one: Objective, params: Mapping[str, Tensor], batch: Any) -> Produ
             output, push = forward_ad.unpack_dual(one.output(moving, batch))
         apart = output.detach().requires_grad_()
         (bent,) = torch.autograd.grad(one.of_output(apart, batch), apart, create_graph=True)
-        if not bent.requires_grad:
+        if push is None or not bent.requires_grad:  # no weight matters, or a loss straight in the output
             return torch.zeros_like(v)
         (push,) = torch.autograd.grad(bent, apart, push.detach())
         return _joined(torch.autograd.grad(output, leaves, push, allow_unused=True), leaves, 0)

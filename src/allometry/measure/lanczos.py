@@ -5,7 +5,7 @@ Granziol, Zohren and Roberts, 2020, arXiv:2006.09092, and Ghorbani, Krishnan and
 
 * Every call may work on many matrices at once: vectors have leading axes, and ``matvec`` maps ``(..., dim)``
   to ``(..., dim)``. A hundred small matrices cost a hundredth of the calls.
-* Orthogonalised in full and twice, so no eigenvalue shows up a second time as a ghost of its own.
+* Orthogonalised in full, so no eigenvalue shows up a second time as a ghost of its own.
 * Where a Krylov space is exhausted it goes on from a fresh direction at right angles: eigenvalues with
   several vectors are found as often as there are vectors. Those have weight zero, and no density changes.
 """
@@ -288,8 +288,9 @@ class _Krylov:
     def grow(self, steps: int) -> None:
         """Go on until as many products have been made."""
         room = self.basis.shape[-2]
-        if steps > self.steps:
-            wider = self.basis.new_empty(*self.basis.shape[:-2], steps + 1, self.dim)
+        if steps + 1 > room:
+            more = max(steps + 1, min(2 * room, self.dim + 1))
+            wider = self.basis.new_empty(*self.basis.shape[:-2], more, self.dim)
             wider[..., :room, :] = self.basis
             self.basis = wider
         while self.steps < steps:
@@ -299,15 +300,22 @@ class _Krylov:
         j = self.steps
         known = self.basis[..., : j + 1, :]
         w = self.matvec(known[..., j, :])
-        shares = torch.zeros((), dtype=self.dtype, device=self.device)
-        for _ in range(2):  # once is not enough where little is left of w
-            share = (known @ w.unsqueeze(-1)).squeeze(-1)
-            w = w - (share.unsqueeze(-2) @ known).squeeze(-2)
-            shares = shares + share
+        alpha = (w * known[..., j, :]).sum(-1, keepdim=True)
+        w = w - alpha * known[..., j, :]
+        if j:
+            w -= self.lengths[-1].to(w).unsqueeze(-1) * known[..., j - 1, :]
         length = torch.linalg.vector_norm(w, dim=-1)
+        for _ in range(2):
+            before = length
+            share = (known @ w.unsqueeze(-1)).squeeze(-1)
+            w -= (share.unsqueeze(-2) @ known).squeeze(-2)
+            alpha = alpha + share[..., j:]
+            length = torch.linalg.vector_norm(w, dim=-1)
+            if not bool((length < 0.5 * before).any()):  # once is enough unless little was left
+                break
         if not bool(torch.isfinite(length).all()):
             raise ValueError("a product with the matrix is not finite")
-        self.diagonal.append(shares[..., j].double())
+        self.diagonal.append(alpha[..., 0].double())
         scale = torch.stack([one.abs() for one in self.diagonal] + self.lengths, -1).amax(-1)
         done = length.double() <= 10 * self.dim**0.5 * torch.finfo(self.dtype).eps * scale
         self.lengths.append(torch.where(done, 0.0, length.double()))
