@@ -327,14 +327,19 @@ def batch_eigenvalues(
         whole = CurvatureOperator(model, loss_fn, data, **options)
         top = top_eigenvalues(whole, whole.dim, 1, generator)
     drawn = draw_batches(data, batch, count, generator)
-    stacked = StackedCurvature(model, loss_fn, drawn, chunk=chunk, **options)
-    u = top.vectors[..., 0, :].to(stacked.device, stacked.dtype)
-    along = stacked(u).double() @ u.double()
-    # close to where the eigenvector is sought, and blind to no direction
-    fresh = torch.randn(count, stacked.dim, generator=generator, dtype=torch.float64).to(u)
-    start = u + 0.3 * fresh / fresh.norm(dim=1, keepdim=True)
-    found = top_eigenvalues(stacked, stacked.dim, 1, generator, start=start, tolerance=tolerance)
-    return BatchEigenvalues(found.values[:, 0].cpu().numpy(), along.cpu().numpy(), float(top.values[..., 0]))
+    rows, found = chunk or max(1, 1024 // batch), []
+    for start in range(0, count, rows):  # so that a few batches that need many steps do not hold up all
+        part = tree_map(lambda leaf, at=start: leaf[at : at + rows], drawn)
+        stacked = StackedCurvature(model, loss_fn, part, chunk=rows, **options)
+        u = top.vectors[..., 0, :].to(stacked.device, stacked.dtype)
+        along = stacked(u).double() @ u.double()
+        # close to where the eigenvector is sought, and blind to no direction
+        fresh = torch.randn(stacked.count, stacked.dim, generator=generator, dtype=torch.float64).to(u)
+        near = u + 0.3 * fresh / fresh.norm(dim=1, keepdim=True)
+        pairs = top_eigenvalues(stacked, stacked.dim, 1, generator, start=near, tolerance=tolerance)
+        found.append(torch.stack([pairs.values[:, 0], along]).cpu())
+    values, seen = torch.cat(found, 1).numpy()
+    return BatchEigenvalues(values, seen, float(top.values[..., 0]))
 
 
 def _observations(
