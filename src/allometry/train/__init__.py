@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from allometry.train.seeds import Seeds
     from allometry.train.stack import Stack, fit_stack
     from allometry.train.timeseries import score_forecaster, train_forecasters
+    from allometry.train.transfer import RateTransfer, learning_rate_transfer, transfer_sweep
 
 open_room(
     __name__,
@@ -37,13 +38,14 @@ open_room(
         "seeds": ["Seeds"],
         "stack": ["Stack", "fit_stack"],
         "timeseries": ["score_forecaster", "train_forecasters"],
+        "transfer": ["RateTransfer", "learning_rate_transfer", "transfer_sweep"],
     },
 )
 
 __all__ = [
-    "Checkpointer", "DivergenceRule", "Meter", "Recipe", "Seeds", "Stack", "TrainLog", "best_learning_rate",
-    "bits_per_byte", "classification_loss", "evaluate", "evaluate_classifier", "fit", "fit_stack",
-    "launch", "learning_rate_sweep", "load", "max_stable_learning_rate", "next_token_loss",
-    "resnet_rs_recipe_", "score_forecaster", "shard", "train_classifier", "train_forecasters",
-    "train_language_model",
+    "Checkpointer", "DivergenceRule", "Meter", "RateTransfer", "Recipe", "Seeds", "Stack", "TrainLog",
+    "best_learning_rate", "bits_per_byte", "classification_loss", "evaluate", "evaluate_classifier",
+    "fit", "fit_stack", "launch", "learning_rate_sweep", "learning_rate_transfer", "load",
+    "max_stable_learning_rate", "next_token_loss", "resnet_rs_recipe_", "score_forecaster", "shard",
+    "train_classifier", "train_forecasters", "train_language_model", "transfer_sweep",
 ]  # fmt: skip
