@@ -275,7 +275,7 @@ class _Curve:
         return cls(x, losses, near, theta, centre, best + centre, bottom, edge, curve)
 
     def at(self, log_rates: Array) -> Array:
-        """Loss at rates (1 + S,): the parabola's within its points, else along straight lines; inf if lost."""
+        """Loss at rates (1 + S,): the parabola's within its points, else on straight lines; inf if lost."""
         off = log_rates - self.centre
         inner = self.x[self.near]
         told = self.theta[0] + self.theta[1] * off + self.theta[2] * off**2
@@ -339,7 +339,7 @@ def _checked(frame: pd.DataFrame, size: str) -> pd.DataFrame:
     seeds = frame["seed"].nunique()
     if (frame.groupby([size, "learning_rate"])["seed"].nunique() < seeds).any():
         raise ValueError(
-            f"every one of the {seeds} seeds must have run every learning rate of every {size}; keep lost runs "
-            "as rows"
+            f"every one of the {seeds} seeds must have run every learning rate of every {size}; keep lost "
+            "runs as rows"
         )
     return frame
