@@ -3,6 +3,10 @@
 An entry is a file with one `Paper` named ``paper`` at its top level.  Entries are found, not listed: those in
 this folder, and those of other packages that name a module under the entry point group ``allometry.papers``.
 No entry imports torch at its top, so finding all of them is instant.
+
+A study that is added to a paper later may stand in a file of its own, with ``extends = "slug"`` and
+``studies = (...)`` at its top level: a study's file counts whole, and beside the others it would make their
+evidence stale.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -86,7 +90,10 @@ def entries() -> list[Paper]:
     True
     """
     found: dict[str, Paper] = {}
+    further: list[tuple[str, str, Sequence[Study]]] = []
     for module in _modules():
+        if isinstance(slug := getattr(module, "extends", None), str):
+            further.append((module.__name__, slug, module.studies))
         paper = getattr(module, "paper", None)
         if isinstance(paper, Paper):
             if paper.slug in found:
@@ -94,6 +101,10 @@ def entries() -> list[Paper]:
                     f"two entries are called {paper.slug!r}; rename the one in {module.__name__}"
                 )
             found[paper.slug] = paper
+    for name, slug, studies in further:
+        if slug not in found:
+            raise ValueError(f"{name} extends {slug!r}, and there is no such entry")
+        found[slug] = replace(found[slug], studies=(*found[slug].studies, *studies))
     return [found[slug] for slug in sorted(found)]
 
 
