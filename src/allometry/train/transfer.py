@@ -3,8 +3,9 @@
 The question of Greg Yang and others, "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
 Hyperparameter Transfer", 2022, arXiv:2203.03466, of any model and any size: width, depth, tokens.
 
-* At each size the mean loss over seeds is a parabola in the logarithm of the rate about its lowest point, as
-  in :mod:`allometry.train.learning_rates`.
+* At each size the mean loss over seeds is a parabola in the logarithm of the rate about its lowest point.
+  Losses rise like a wall where training is about to fail, which is no parabola, so that points count by the
+  inverse square of how far they lie above the lowest.
 * *Drift* is the slope of log best rate in log size: 0 where the rate carries over, about -1 in width for Adam
   under standard parametrization.
 * *Transfer error*, in the loss's unit, is the loss at the rate that was tuned at the base size, less the loss
@@ -293,13 +294,21 @@ class _Curve:
 
 
 def _vertices(x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Parabolas through columns of ``y`` (k, c): coefficients (3, c), vertices and bottoms (c,)."""
+    """Parabolas through columns of ``y`` (k, c): coefficients (3, c), vertices and bottoms (c,).
+
+    Column 0 decides what points count for. The unit is the second smallest rise: of the two neighbours the
+    larger, where the curve is a parabola, and of the gentle side's, where the other is a wall.
+    """
+    rise = y[:, 0] - y[:, 0].min()
+    unit = np.sort(rise)[min(2, len(rise) - 1)]
+    root = 1.0 / np.hypot(1.0, rise / unit) if unit > 0 else np.ones_like(rise)
     design = np.stack([np.ones_like(x), x, x**2], axis=1)
-    theta = np.linalg.pinv(design) @ y
+    theta = np.linalg.pinv(root[:, None] * design) @ (root[:, None] * y)
     with np.errstate(divide="ignore", invalid="ignore"):
         vertex = np.where(theta[2] > 0, -theta[1] / (2 * theta[2]), np.nan)
-    lowest = x[np.argmin(y, axis=0)]  # where a curve has no bottom among its points
-    vertex = np.where(np.isfinite(vertex), np.clip(vertex, x[0], x[-1]), lowest)
+    place = np.argmin(y, axis=0)  # where a curve has no bottom among its points
+    below, above = x[np.maximum(place - 1, 0)], x[np.minimum(place + 1, len(x) - 1)]
+    vertex = np.where(np.isfinite(vertex), np.clip(vertex, below, above), x[place])
     return theta, vertex, theta[0] + theta[1] * vertex + theta[2] * vertex**2
 
 
