@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from allometry.laws.precision import PrecisionLaw, quantization_law
     from allometry.laws.published import PublishedLaw, Recipe, published, published_laws, published_recipe
     from allometry.laws.quotient import paired_ratio, ratio_interval
-    from allometry.laws.rate_transfer import RateTransfer, rate_transfer
     from allometry.laws.repetition import DataConstrained
     from allometry.laws.resampling import (
         Ceiling,
@@ -134,7 +133,6 @@ open_room(
         "precision": ["PrecisionLaw", "quantization_law"],
         "published": ["PublishedLaw", "Recipe", "published", "published_laws", "published_recipe"],
         "quotient": ["paired_ratio", "ratio_interval"],
-        "rate_transfer": ["RateTransfer", "rate_transfer"],
         "repetition": ["DataConstrained"],
         "resampling": ["Ceiling", "ResamplingCurve", "ceiling", "false_share_by_attempt", "resampling_curve"],
         "resampling_law": ["ResamplingLaw"],
@@ -162,18 +160,17 @@ __all__ = [
     "CurveFits", "DataConstrained", "Effect", "EffectiveRateLaw", "Estimator", "FiellerSet", "Fit",
     "Form", "FurtherRuns", "HeldOut", "Interval", "Kaplan", "KaplanOffset", "Law", "LearningCurve",
     "LogLinear", "LogLinearLaw", "ModelSizeCurve", "MultiPowerLaw", "MultiStep", "Noise", "OptimalK",
-    "Parameter", "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw",
-    "RateTransfer", "Recipe", "Regions", "ResamplingCurve", "ResamplingLaw", "ResponseLaw", "Runs",
-    "ScalingLaw", "ScheduleLaw", "Served", "SetCurve", "Shape", "ShiftLaw", "SlopeComparison",
-    "SoftVote", "TaskChain", "TaskLaw", "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth",
-    "above_chance", "aicc", "allocate", "answer", "apportion", "backtest", "best_schedule", "bootstrap",
-    "ceiling", "compare_forms", "compare_laws", "compare_slopes", "compute_optimal", "contrast",
-    "coverage", "crossover", "false_share_by_attempt", "fieller", "fit", "fit_curves",
-    "forecast_schedule", "format_crossover", "further_runs", "get_form", "get_law", "held_out", "holm",
-    "horizon_losses", "interaction", "law_names", "least_total", "loglog_fit", "model_size_curve",
-    "optimal_k", "optimal_with_serving", "paired_ratio", "plan_pools", "published", "published_laws",
-    "published_recipe", "quantization_law", "rank_correlation", "rank_schedules", "rate_transfer",
-    "ratio_interval", "read_runs", "regions", "resampling_curve", "schedule_areas", "schedule_family",
-    "schedule_table", "shape", "sign_test", "slope", "two_type_model", "weak_to_strong", "worth",
-    "worth_coverage", "worth_table", "worths", "wsd_rates",
+    "Parameter", "PoolPlan", "PowerLaw", "PowerLawOffset", "PrecisionLaw", "PublishedLaw", "Recipe",
+    "Regions", "ResamplingCurve", "ResamplingLaw", "ResponseLaw", "Runs", "ScalingLaw", "ScheduleLaw",
+    "Served", "SetCurve", "Shape", "ShiftLaw", "SlopeComparison", "SoftVote", "TaskChain", "TaskLaw",
+    "TwoTypeModel", "UtilityLaw", "WeakToStrong", "Worth", "above_chance", "aicc", "allocate", "answer",
+    "apportion", "backtest", "best_schedule", "bootstrap", "ceiling", "compare_forms", "compare_laws",
+    "compare_slopes", "compute_optimal", "contrast", "coverage", "crossover", "false_share_by_attempt",
+    "fieller", "fit", "fit_curves", "forecast_schedule", "format_crossover", "further_runs", "get_form",
+    "get_law", "held_out", "holm", "horizon_losses", "interaction", "law_names", "least_total",
+    "loglog_fit", "model_size_curve", "optimal_k", "optimal_with_serving", "paired_ratio", "plan_pools",
+    "published", "published_laws", "published_recipe", "quantization_law", "rank_correlation",
+    "rank_schedules", "ratio_interval", "read_runs", "regions", "resampling_curve", "schedule_areas",
+    "schedule_family", "schedule_table", "shape", "sign_test", "slope", "two_type_model",
+    "weak_to_strong", "worth", "worth_coverage", "worth_table", "worths", "wsd_rates",
 ]  # fmt: skip
