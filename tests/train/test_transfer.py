@@ -155,3 +155,24 @@ def test_bad_arguments_are_told_in_a_sentence():
         learning_rate_transfer(table, level=95)
     with pytest.raises(ValueError, match="sizes are positive"):
         transfer_sweep(lambda n, r: 1.0, [0, 1], [0.1])
+
+
+def test_three_points_follow_a_curve_that_is_steeper_above_its_best_rate() -> None:
+    generator, octaves, best = np.random.default_rng(0), np.arange(-10.0, 1.0), -5.3
+    off = octaves - best
+    clean = 2 + 0.25 * (np.exp(off / 2) - off / 2 - 1)
+    width, rate, seed = (one.ravel() for one in np.meshgrid([1, 2], 2.0**octaves, range(5), indexing="ij"))
+    covered = np.zeros(2)
+    for _ in range(100):
+        loss = clean[None, :, None] + 0.02 * generator.standard_normal((2, len(octaves), 5))
+        table = {"width": width, "learning_rate": rate, "seed": seed, "loss": loss.ravel()}
+        for place, points in enumerate((3, 5)):
+            row = learning_rate_transfer(table, points=points).table.iloc[1]
+            covered[place] += row["low"] <= 2.0**best <= row["high"]
+    assert 85 <= covered[0] <= 99
+    assert covered[1] < 80  # which is why there is a choice
+
+
+def test_a_parabola_through_four_points_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 or 5 points, not 4"):
+        learning_rate_transfer({"width": [1, 2], "learning_rate": 1.0, "loss": 1.0}, points=4)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["RateTransfer", "learning_rate_transfer", "transfer_sweep"]
 
 Array = NDArray[np.float64]
-_REACH = 2  # rates on either side of the lowest that the parabola goes through
 
 
 def transfer_sweep(
@@ -150,7 +149,12 @@ class RateTransfer:
 
 
 def learning_rate_transfer(
-    table: Any, size: str = "width", *, base: float | None = None, level: float = 0.95
+    table: Any,
+    size: str = "width",
+    *,
+    base: float | None = None,
+    level: float = 0.95,
+    points: Literal[3, 5] = 5,
 ) -> RateTransfer:
     """Optimum at each size, drift, and transfer error, from a table of runs.
 
@@ -166,6 +170,11 @@ def learning_rate_transfer(
         The size where the rate is tuned; the smallest by default.
     level : float
         Share of the intervals.
+    points : 3 or 5
+        Rates that a parabola goes through. Five are steadier where curves are as steep on one side as on the
+        other. Three follow one that is not: of a curve twice as high two octaves above its best rate as two
+        below, on a grid of octaves, five points' intervals of best rates held the truth in 30 to 70 % of
+        simulated sweeps, three points' in 90 %.
 
     Raises
     ------
@@ -181,6 +190,8 @@ def learning_rate_transfer(
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
+    if points not in (3, 5):
+        raise ValueError(f"a parabola goes through 3 or 5 points, not {points}")
     frame = _checked(pd.DataFrame(table), size)
     sizes = sorted(frame[size].unique())
     base = sizes[0] if base is None else float(base)
@@ -188,7 +199,7 @@ def learning_rate_transfer(
         raise ValueError(
             f"base {base:g} is no {size} of the table; it has {', '.join(f'{s:g}' for s in sizes)}"
         )
-    parts = {one: _Curve.of(part, f"{size} {one:g}") for one, part in frame.groupby(size)}
+    parts = {one: _Curve.of(part, f"{size} {one:g}", (points - 1) // 2) for one, part in frame.groupby(size)}
     carried = parts[base].best  # (1 + S,): of all seeds, then without each in turn
     best = np.stack([parts[one].best for one in sizes])  # (sizes, 1 + S)
     error = np.stack([parts[one].at(carried) - parts[one].bottom for one in sizes])
@@ -237,7 +248,7 @@ class _Curve:
     curve: pd.DataFrame
 
     @classmethod
-    def of(cls, part: pd.DataFrame, what: str) -> _Curve:
+    def of(cls, part: pd.DataFrame, what: str, reach: int) -> _Curve:
         grid = part.pivot(index="learning_rate", columns="seed", values="loss")
         values, rates = grid.to_numpy(dtype=float), grid.index.to_numpy(dtype=float)
         good = np.isfinite(values)
@@ -268,7 +279,7 @@ class _Curve:
         whole = kept.mean(axis=1, keepdims=True)
         losses = np.hstack([whole, (count * whole - kept) / (count - 1)]) if count > 1 else whole
         edge = "low" if lowest == 0 else "high" if lowest == len(x) - 1 else ""
-        near = slice(max(0, lowest - _REACH), lowest + _REACH + 1)
+        near = slice(max(0, lowest - reach), lowest + reach + 1)
         centre = float(x[lowest])
         theta, best, bottom = _vertices(x[near] - centre, losses[near])
         if edge:
