@@ -23,7 +23,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("report", type=Path, nargs="?", default=Path("report-transfer"))
 parser.add_argument("--quick", action="store_true", help="two seeds and fewer steps")
 asked = parser.parse_args()
-seeds, steps = (2, 100) if asked.quick else (6, 300)
+seeds, steps, grid = (2, 100, 1.0) if asked.quick else (4, 200, 0.5)  # grid: step in log2 of the rate
 known, unseen = data.fashion_mnist("train", 20_000, size=14), data.fashion_mnist("test", 5_000, size=14)
 
 
@@ -84,7 +84,9 @@ for row, (size, sizes) in enumerate((("width", (64, 128, 256, 512)), ("depth", (
             return losses(int(width), int(depth), rates, by_rule)
 
         name = f"{size}, {'by rule' if by_rule else 'as it comes'}"
-        table = train.transfer_sweep(run, sizes, [2.0**k for k in range(-12, -3)], size=size, together=True)
+        table = train.transfer_sweep(
+            run, sizes, [2.0 ** (-12 + grid * k) for k in range(int(8 / grid) + 1)], size=size, together=True
+        )
         told = train.learning_rate_transfer(table, size)
         print(f"\n{name}\n{told}")
         table.to_csv(asked.report / f"{name.replace(', ', '-').replace(' ', '-')}.csv", index=False)
