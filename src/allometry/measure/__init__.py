@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         forecast_onset,
         learning_rate_sensitivity,
     )
+    from allometry.measure.stability import stability_forecast
     from allometry.measure.state_space import (
         ResponseGap,
         fourier_attack,
@@ -106,6 +107,7 @@ open_room(
             "wishart_outlier"],
         "scale_invariance": ["EffectiveStep", "scale_invariance"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
+        "stability": ["stability_forecast"],
         "state_space": ["ResponseGap", "fourier_attack", "memory_curve",
             "response_gap", "spike_frequencies", "transfer"],
         "tangent_kernel": ["empirical_kernel"],
@@ -126,8 +128,8 @@ __all__ = [
     "dual_activation", "empirical_kernel", "flops_per_token", "follow_training", "forecast_onset",
     "fourier_attack", "ggn_vp", "gradient_noise_scale", "hessian_noise", "hvp", "kernel_drift",
     "kernel_operator", "lanczos", "learning_rate_sensitivity", "linearize", "marchenko_pastur_density",
-    "memory_curve", "mfu", "model_call", "pass_at_k", "per_example_gradients", "response_gap", "runtime",
-    "runtime_law", "scale_invariance", "semicircle_density", "sketched_kernel", "spectral_density",
-    "spike_frequencies", "spikes", "squared_gradients", "top_eigenvalues", "transfer", "wigner_outlier",
-    "wishart_outlier",
+    "memory_curve", "mfu", "model_call", "pass_at_k", "per_example_gradients", "response_gap",
+    "runtime", "runtime_law", "scale_invariance", "semicircle_density", "sketched_kernel",
+    "spectral_density", "spike_frequencies", "spikes", "squared_gradients", "stability_forecast",
+    "top_eigenvalues", "transfer", "wigner_outlier", "wishart_outlier",
 ]  # fmt: skip
