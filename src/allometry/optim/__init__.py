@@ -7,6 +7,7 @@ from allometry.rooms import open_room
 if TYPE_CHECKING:
     from allometry.optim.adamp import SGDP, AdamP
     from allometry.optim.adamw import AdamWIndependent
+    from allometry.optim.add_z_loss import add_z_loss_
     from allometry.optim.batch_scaling import CurvatureSchedule, max_learning_rate, rescale
     from allometry.optim.decays import rewarmed, schedule_rates, wsd_decay
     from allometry.optim.ema import AveragedWeights
@@ -32,6 +33,7 @@ open_room(
     {
         "adamp": ["AdamP", "SGDP"],
         "adamw": ["AdamWIndependent"],
+        "add_z_loss": ["add_z_loss_"],
         "batch_scaling": ["CurvatureSchedule", "max_learning_rate", "rescale"],
         "decays": ["rewarmed", "schedule_rates", "wsd_decay"],
         "ema": ["AveragedWeights"],
@@ -46,9 +48,37 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "BatchAdaptation", "CrossEntropyWithZ",
-    "CurvatureSchedule", "GradientNoise", "GradientRMSNorm", "Role", "Schedule", "WidthRule",
-    "adapt_to_batch", "as_scheduler", "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic",
-    "decay_rule", "learning_rate_rule", "linear", "max_learning_rate", "param_groups", "rescale",
-    "rewarmed", "schedule_rates", "two_step", "wsd", "wsd_decay", "z_loss",
+    "SGDP",
+    "WSD",
+    "AdamP",
+    "AdamWIndependent",
+    "AveragedWeights",
+    "BatchAdaptation",
+    "CrossEntropyWithZ",
+    "CurvatureSchedule",
+    "GradientNoise",
+    "GradientRMSNorm",
+    "Role",
+    "Schedule",
+    "WidthRule",
+    "adapt_to_batch",
+    "add_z_loss_",
+    "as_scheduler",
+    "batch_rule",
+    "constant",
+    "cosine",
+    "cross_entropy_with_z",
+    "cyclic",
+    "decay_rule",
+    "learning_rate_rule",
+    "linear",
+    "max_learning_rate",
+    "param_groups",
+    "rescale",
+    "rewarmed",
+    "schedule_rates",
+    "two_step",
+    "wsd",
+    "wsd_decay",
+    "z_loss",
 ]  # fmt: skip
