@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from allometry.models.kernel_of_poles import discretize, vandermonde
     from allometry.models.mlp import MLP
+    from allometry.models.multihead import OpenMultiheadAttention, open_attention_
     from allometry.models.normalization import (
         GhostBatchNorm,
         GhostBatchNorm1d,
@@ -46,6 +47,7 @@ open_room(
             "real_poles"],
         "kernel_of_poles": ["discretize", "vandermonde"],
         "mlp": ["MLP"],
+        "multihead": ["OpenMultiheadAttention", "open_attention_"],
         "normalization": ["GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d",
             "convert_ghost_bn_"],
         "qk_norm": ["NormalizedHeads", "add_qk_norm_"],
@@ -58,11 +60,11 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "GPT", "MLP", "S4D", "S5", "ConvNet", "Diagonal", "EfficientNetConfig", "GPTConfig", "GhostBatchNorm",
-    "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "KVCache", "NormalizedHeads",
-    "PatchForecaster", "RegNetConfig", "ResNetRSConfig", "SSMBlock", "SSMClassifier", "add_qk_norm_",
-    "attention", "convert_ghost_bn_", "discretize", "efficientnet", "forecast_horizon", "forecast_series",
-    "hippo_legs", "inv", "legs", "legs_transfer", "lin", "random_poles", "real_poles", "regnet",
-    "regnet_config", "resnet_config", "resnet_rs", "resnet_rs_config", "rotary", "stack_parameters",
-    "vandermonde",
+    "GPT", "MLP", "S4D", "S5", "ConvNet", "Diagonal", "EfficientNetConfig", "GPTConfig",
+    "GhostBatchNorm", "GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "KVCache",
+    "NormalizedHeads", "OpenMultiheadAttention", "PatchForecaster", "RegNetConfig", "ResNetRSConfig",
+    "SSMBlock", "SSMClassifier", "add_qk_norm_", "attention", "convert_ghost_bn_", "discretize",
+    "efficientnet", "forecast_horizon", "forecast_series", "hippo_legs", "inv", "legs", "legs_transfer",
+    "lin", "open_attention_", "random_poles", "real_poles", "regnet", "regnet_config", "resnet_config",
+    "resnet_rs", "resnet_rs_config", "rotary", "stack_parameters", "vandermonde",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from allometry.models.gpt import GPT, Attention
 from allometry.models.kernels import RMSNorm
+from allometry.models.multihead import OpenMultiheadAttention, open_attention_
 
 Norm = Literal["layernorm", "rmsnorm"]
 _EPSILON = 1e-6
@@ -69,8 +70,9 @@ def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
     ----------
     model : nn.Module
         :class:`allometry.models.GPT` without ``qk_norm``; or a model with modules that have ``q_proj``,
-        ``k_proj`` and ``head_dim`` (Llama and its kin in ``transformers``) or a ``c_attn`` of queries, keys
-        and values side by side (GPT-2).
+        ``k_proj`` and ``head_dim`` (Llama and its kin in ``transformers``), a ``c_attn`` of queries, keys
+        and values side by side (GPT-2), or torch's ``nn.MultiheadAttention``, which is opened for it
+        (:func:`open_attention_`).
     norm : "layernorm" or "rmsnorm"
         With a learned scale that starts at 1, shared by the heads, and no bias. On a ``GPT``, "rmsnorm" turns
         its own switch on, ``qk_norm="learned"`` with a gain a head that starts at 1, and says so in its
@@ -98,8 +100,8 @@ def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
     sites = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
     if not sites:
         raise ValueError(
-            f"{type(model).__name__} has no module with q_proj, k_proj and head_dim, or with a c_attn of "
-            "queries, keys and values, to put norms into"
+            f"{type(model).__name__} has no module with q_proj, k_proj and head_dim, with a c_attn of "
+            "queries, keys and values, or nn.MultiheadAttention, to put norms into"
         )
     for name, module in sites:
         if _is_normalized(module):
@@ -113,7 +115,7 @@ def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    if isinstance(module, Attention):
+    if isinstance(module, Attention | nn.MultiheadAttention):
         return True
     if not isinstance(getattr(module, "head_dim", None), int):
         return False
@@ -124,6 +126,8 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _is_normalized(module: nn.Module) -> bool:
     if isinstance(module, Attention) and module.qk_norm is not None:
+        return True
+    if isinstance(module, OpenMultiheadAttention) and module.query_norm is not None:
         return True
     wrapped = any(
         isinstance(getattr(module, name, None), NormalizedHeads) for name in ("qkv", "q_proj", "c_attn")
@@ -138,6 +142,11 @@ def _normalize(module: nn.Module, norm: Norm) -> None:
             module.qk_norm = "learned"
         else:
             _wrap(module, "qkv", norm, module.head_size, parts=3)
+    elif isinstance(module, nn.MultiheadAttention):
+        open_attention_(module)
+        assert isinstance(module, OpenMultiheadAttention)
+        weight, size = module.out_proj.weight, int(module.head_dim)
+        module.query_norm, module.key_norm = (_fresh(norm, size, weight) for _ in range(2))
     elif hasattr(module, "q_proj"):
         for name in ("q_proj", "k_proj"):
             _wrap(module, name, norm, int(module.head_dim), parts=1)  # type: ignore[arg-type]
@@ -148,16 +157,16 @@ def _normalize(module: nn.Module, norm: Norm) -> None:
 def _wrap(module: nn.Module, name: str, norm: Norm, size: int, *, parts: int) -> None:
     projection = getattr(module, name)
     weight = next(projection.parameters())
-    kind = torch.float32 if not weight.is_floating_point() else weight.dtype
+    norms: list[nn.Module | None] = [_fresh(norm, size, weight) for _ in range(min(parts, 2))]
+    setattr(module, name, NormalizedHeads(projection, norms + [None] * (parts - len(norms)), size))
 
-    def fresh() -> nn.Module:
-        with torch.device(weight.device):
-            made: nn.Module = (
-                nn.LayerNorm(size, eps=_EPSILON, bias=False)
-                if norm == "layernorm"
-                else RMSNorm(size, eps=_EPSILON)
-            )
-        return made.to(kind)
 
-    norms: list[nn.Module | None] = [fresh()] if parts == 1 else [fresh(), fresh(), None]
-    setattr(module, name, NormalizedHeads(projection, norms, size))
+def _fresh(norm: Norm, size: int, weight: Tensor) -> nn.Module:
+    """A norm with the place and kind of a projection's weight."""
+    with torch.device(weight.device):
+        made: nn.Module = (
+            nn.LayerNorm(size, eps=_EPSILON, bias=False)
+            if norm == "layernorm"
+            else RMSNorm(size, eps=_EPSILON)
+        )
+    return made.to(weight.dtype if weight.is_floating_point() else torch.float32)
