@@ -48,7 +48,8 @@ def open_attention_(model: nn.Module) -> nn.Module:
     for one in found:
         one.__class__ = OpenMultiheadAttention
         one._qkv_same_embed_dim = False  # what torch's fused path of a whole layer asks for
-        one.query_norm, one.key_norm = None, None
+        for name in ("query_norm", "key_norm"):
+            one.register_module(name, None)
     return model
 
 
