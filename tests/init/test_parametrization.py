@@ -204,7 +204,8 @@ def test_a_beta_keeps_the_function_and_is_the_paper_s_kernel():
     before = model(x).detach()
     ntk_parametrize_(model, beta=0.1)
     torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
-    assert all(abs(float(one.detach().std()) - 1) < 0.1 for one in (model[0].weight, model[0].bias, model[2].weight))
+    drawn = (model[0].weight, model[0].bias, model[2].weight)
+    assert all(abs(float(one.detach().std()) - 1) < 0.1 for one in drawn)
     found = empirical_kernel(model, x, reduce="trace")
     exact = analytic_kernels(x, None, Architecture(2, bias_std=0.1)).ntk
     assert float((found - exact).norm() / exact.norm()) < 0.05
