@@ -8,6 +8,7 @@ rate run as one program.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import matplotlib
@@ -87,7 +88,9 @@ for row, (size, sizes) in enumerate((("width", (64, 128, 256, 512)), ("depth", (
         table = train.transfer_sweep(
             run, sizes, [2.0 ** (-12 + grid * k) for k in range(int(8 / grid) + 1)], size=size, together=True
         )
-        told = train.learning_rate_transfer(table, size)
+        told = train.learning_rate_transfer(
+            table, size, lost_above=math.log(10)
+        )  # where untrained ones stand
         print(f"\n{name}\n{told}")
         table.to_csv(asked.report / f"{name.replace(', ', '-').replace(' ', '-')}.csv", index=False)
         told.plot(axes[row, column]).set_title(name)

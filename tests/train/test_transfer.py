@@ -176,3 +176,16 @@ def test_three_points_follow_a_curve_that_is_steeper_above_its_best_rate() -> No
 def test_a_parabola_through_four_points_is_refused() -> None:
     with pytest.raises(ValueError, match="3 or 5 points, not 4"):
         learning_rate_transfer({"width": [1, 2], "learning_rate": 1.0, "loss": 1.0}, points=4)
+
+
+def test_a_run_that_ends_above_where_it_began_is_lost() -> None:
+    def run(width, rate):
+        exploded = rate > 0.1  # a finite loss all the same
+        return [5.0 + noise if exploded else bowl(width, rate, 0.0) + noise for noise in (0.0, 1e-3)]
+
+    table = transfer_sweep(run, SIZES, GRID)
+    told = learning_rate_transfer(table, lost_above=math.log(10))
+    assert told.curves.loc[told.curves["learning_rate"] > 0.1, "lost"].eq(1).all()
+    assert told.table["edge"].tolist() == ["high"] * 4 or told.drift == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(told.table["best_rate"], 1 / 16, rtol=1e-6)
+    np.testing.assert_allclose(told.table["transfer_error"], 0.0, atol=1e-9)

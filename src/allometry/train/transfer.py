@@ -155,6 +155,7 @@ def learning_rate_transfer(
     base: float | None = None,
     level: float = 0.95,
     points: Literal[3, 5] = 5,
+    lost_above: float = math.inf,
 ) -> RateTransfer:
     """Optimum at each size, drift, and transfer error, from a table of runs.
 
@@ -176,6 +177,9 @@ def learning_rate_transfer(
         below, on a grid of octaves, five points' intervals of best rates held the truth in 30 to 70 % of
         simulated sweeps, three points' in 90 %. Beside a wall, a rate at which some runs end far above where
         they began, three points bend into it and their lowest loss is too low: call such runs "diverged".
+    lost_above : float
+        A run that ends above this loss was lost; the loss at initialization is a good choice. Runs that
+        explode often end finite, and rates beside such a wall are no best rates.
 
     Raises
     ------
@@ -194,6 +198,7 @@ def learning_rate_transfer(
     if points not in (3, 5):
         raise ValueError(f"a parabola goes through 3 or 5 points, not {points}")
     frame = _checked(pd.DataFrame(table), size)
+    frame.loc[frame["loss"] > lost_above, "loss"] = np.nan
     sizes = sorted(frame[size].unique())
     base = sizes[0] if base is None else float(base)
     if base not in sizes:
