@@ -124,7 +124,7 @@ class RateTransfer:
         return f"{told}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Loss against rate, a curve a size, with each optimum and the rate that is carried over."""
+        """Loss against rate, a curve a size: optima, rates that lost runs (crossed), the rate carried over."""
         import matplotlib.pyplot as plt
 
         if ax is None:
@@ -136,6 +136,8 @@ class RateTransfer:
             spread = one["spread"].fillna(0.0).to_numpy()
             ax.plot(x, y, color=tone, marker="o", markersize=3, label=f"{self.size} {row[0]:g}")
             ax.fill_between(x, y - spread, y + spread, color=tone, alpha=0.15, linewidth=0)
+            lost = one["lost"].to_numpy() > 0
+            ax.plot(x[lost], y[lost], color=tone, marker="x", markersize=9, linestyle="none")
             if not row.edge:
                 ax.plot(row.best_rate, row.best_loss, marker="D", markersize=7, color=tone, zorder=3)
         carried = self.table.loc[self.table[self.size] == self.base, "best_rate"].iloc[0]
@@ -294,6 +296,9 @@ class _Curve:
 
     def at(self, log_rates: Array) -> Array:
         """Loss at rates (1 + S,): the parabola's within its points, else on straight lines; inf if lost."""
+        if not self.x[0] - 1e-9 <= log_rates[0] <= self.x[-1] + 1e-9:
+            return np.full(len(log_rates), np.inf)
+        log_rates = np.clip(log_rates, self.x[0], self.x[-1])  # without a seed it may lie a little beyond
         off = log_rates - self.centre
         inner = self.x[self.near]
         told = self.theta[0] + self.theta[1] * off + self.theta[2] * off**2
@@ -306,8 +311,7 @@ class _Curve:
         else:
             straight = self.losses[0]
         within = (log_rates >= inner[0]) & (log_rates <= inner[-1]) & (not self.edge)
-        outside = (log_rates < self.x[0] - 1e-9) | (log_rates > self.x[-1] + 1e-9)
-        return np.where(outside, np.inf, np.where(within, told, straight))
+        return np.where(within, told, straight)
 
 
 def _vertices(x: Array, y: Array) -> tuple[Array, Array, Array]:
