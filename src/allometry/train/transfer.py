@@ -124,7 +124,7 @@ class RateTransfer:
         return f"{told}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Loss against rate, a curve a size: optima, rates that lost runs (crossed), the rate carried over."""
+        """Loss against rate: optima, rates that lost runs (crossed), the rate that is carried over."""
         import matplotlib.pyplot as plt
 
         if ax is None:
