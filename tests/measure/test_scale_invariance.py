@@ -48,10 +48,26 @@ def test_a_gradient_may_pass_by_chance_and_scaling_does_not():
     model = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 0.0]]))
-    inputs = torch.tensor([[0.0, 1.0], [1e-3, 2.0]])
-    table = scale_invariance(model, lambda m, x: m(x).sum(), inputs)  # the gradient happens to be orthogonal
+    inputs = torch.tensor([[0.0, 1.0], [0.03, 2.0]])  # the gradient happens to be nearly orthogonal
+    table = scale_invariance(model, lambda m, x: m(x).sum(), inputs)
+    assert table["channel"].item() == pytest.approx(0.01 * 2**0.5, rel=1e-3)
     assert table["tested"].item() == "channel"
-    assert table["scaled"].item() == "none" or table["channel"].item() < 0.1
+    assert table["scaled"].item() == "none"
+
+
+def test_dropout_hides_nothing_and_no_random_stream_is_moved():
+    model = nn.Sequential(*network()[:-1], nn.Dropout(0.5), nn.Linear(8, 3)).double()
+    before = torch.random.get_rng_state()
+    table = scale_invariance(model, loss, batch())
+    assert table["scaled"].tolist() == ["channel", "channel", "layer", "none"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_where_rounding_hides_the_answer_it_says_so():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.LayerNorm(3, eps=1e-8)).bfloat16()
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with pytest.warns(RuntimeWarning, match="rounding hides whether 0.weight"):
+        scale_invariance(model, lambda m, x: m(x)[:, 0].float().exp().mean().bfloat16(), x)
 
 
 def trained(optimizer_of, steps=40):

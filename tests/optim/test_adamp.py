@@ -206,6 +206,55 @@ def test_a_run_goes_on_from_its_state():
     assert_equal(end, [parameter.detach() for parameter in part.parameters()], 1e-13)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [
+    (AdamP, lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1)),
+    (SGDP, lambda p: torch.optim.SGD(p, lr=3e-3, momentum=0.9)),
+])  # fmt: skip
+def test_a_run_begun_with_torchs_optimizer_goes_on(ours, theirs):
+    whole, part = network(), network()
+    stays, left = theirs(whole.parameters()), theirs(part.parameters())
+    train(whole, stays, steps=10)
+    train(part, left, steps=10)
+    goes_on = ours(part.parameters(), lr=1.0, projection="off")  # all else comes with the state
+    goes_on.load_state_dict(left.state_dict())
+    assert_equal(train(whole, stays, steps=5), train(part, goes_on, steps=5), 1e-12)
+
+
+def test_a_copy_of_an_optimizer_steps_as_it_does():
+    model = network()
+    optimizer = AdamP(model.parameters(), lr=3e-3)
+    train(model, optimizer, steps=3)
+    same, its_optimizer = copy.deepcopy((model, optimizer))
+    assert_equal(train(model, optimizer, steps=3), train(same, its_optimizer, steps=3), 1e-15)
+
+
+@pytest.mark.parametrize("make", [adamp, sgdp])
+@pytest.mark.parametrize("layout", [
+    lambda w: w, lambda w: w.contiguous(memory_format=torch.channels_last), lambda w: w[:1].expand_as(w),
+    lambda w: w.transpose(0, 1).contiguous().transpose(0, 1),
+], ids=["rows", "channels last", "expanded", "turned"])  # fmt: skip
+@pytest.mark.parametrize("own", [torch.contiguous_format, torch.channels_last])
+def test_how_gradients_lie_in_memory_changes_nothing(make, layout, own):
+    torch.manual_seed(6)
+    start = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    plain, other = nn.Parameter(start.clone()), nn.Parameter(start.clone(memory_format=own))
+    one, two = make([plain]), make([other])
+    for step in range(4):
+        slope = torch.randn_like(start)
+        other.grad = layout(slope) if step % 2 else slope  # and it may change on the way
+        plain.grad = other.grad.contiguous()
+        one.step(), two.step()
+    assert torch.equal(plain.detach(), other.detach())
+    assert torch.equal(*(next(iter(each.state.values()))[each._buffers[0]] for each in (one, two)))
+
+
+def test_weights_without_numbers_are_passed_over():
+    empty, full = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2, 3))
+    empty.grad, full.grad = torch.zeros(0, 3), torch.ones(2, 3)
+    AdamP([empty, full], lr=0.1).step()
+    assert (full < 1).all()
+
+
 def test_zero_weights_and_zero_gradients_stay_finite():
     zero = nn.Parameter(torch.zeros(4, 3))
     dead = nn.Parameter(torch.ones(4, 3))
@@ -226,14 +275,40 @@ def test_complex_weights_are_stepped_as_pairs_of_numbers():
     assert torch.allclose(torch.view_as_real(weight.detach()).flatten(1), pairs.detach())
 
 
+@pytest.mark.parametrize("start", [
+    torch.randn(4, 6, dtype=torch.complex128).t(), torch.randn((), dtype=torch.complex128),
+], ids=["turned", "scalar"])  # fmt: skip
+def test_complex_weights_of_any_layout_are_stepped_as_torch_does(start):
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    one, other = AdamP([ours], projection="off"), torch.optim.AdamW([theirs], weight_decay=0.0)
+    for _ in range(3):
+        slope = torch.randn_like(start)
+        ours.grad, theirs.grad = slope.conj().resolve_conj().conj(), slope  # the first is conjugated lazily
+        one.step(), other.step()
+    assert torch.allclose(ours, theirs, atol=1e-14)
+
+
 @pytest.mark.parametrize(("options", "said"), [
     ({"lr": -1.0}, "lr must not be negative"), ({"betas": (1.0, 0.9)}, "betas must be"),
     ({"projection": "row"}, "projection must be one of"),
-    ({"weight_decay": float("nan")}, "weight_decay must"),
+    ({"weight_decay": float("nan")}, "weight_decay must"), ({"eps": -1e-8}, "eps must"),
+    ({"betas": (0.9,)}, "betas must be two"), ({"delta": float("nan")}, "delta must be a number"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         AdamP([nn.Parameter(torch.ones(2, 2))], **options)
+
+
+def test_a_threshold_that_all_rows_pass_is_pointed_out():
+    with pytest.warns(RuntimeWarning, match="every one of them passes"):
+        AdamP([nn.Parameter(torch.ones(8, 4))], delta=2.0)
+
+
+def test_shards_are_refused():
+    flat = nn.Parameter(torch.ones(8))
+    flat._is_flat_param = True
+    with pytest.raises(ValueError, match="whole tensors"):
+        AdamP([flat])
 
 
 def test_a_dimension_that_is_not_there_and_sparse_gradients_are_refused():

@@ -5,14 +5,14 @@ model is the angle of a step and not its length (Hoffer and others, 2018, arXiv:
 lengthens such a weight, and its angle shrinks (Heo and others, 2020, arXiv:2006.08217, section 2).
 
 - `scale_invariance` tells such weights in two ways: by the cosine test that AdamP makes on one gradient,
-  which a
-  weight may pass by chance, and by scaling the weight and looking at the loss, which it may not.
+  which a weight may pass by chance, and by scaling the weight and looking at the loss, which it may not.
 - `EffectiveStep` watches an optimizer: lengths, steps, angles, and the radial share of every step.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,7 +41,8 @@ def scale_invariance(
     Parameters
     ----------
     model : nn.Module
-        Left as it is, buffers included; in the mode in which it is trained.
+        Left as it is, buffers included, as are the random streams; in the mode in which it is trained.
+        Dropout draws the same masks at every look.
     loss_fn : (model, batch) -> Tensor ()
     batch
     delta : float
@@ -59,6 +60,12 @@ def scale_invariance(
         One row a parameter of two or more dimensions, ``channel`` and ``layer`` (the test's ``max |cos|
         sqrt(d)``), ``tested`` and ``scaled`` (the finest view in which it is invariant by each, or
         ``"none"``), ``agree``.
+
+    Warns
+    -----
+    RuntimeWarning
+        Weights of which scaling changes the loss no more than rounding does, where that is not yet little
+        beside what a step across them does: double precision would tell.
 
     Raises
     ------
@@ -80,33 +87,48 @@ def scale_invariance(
     if not named:
         raise ValueError("no parameter of the model has two dimensions")
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    slopes = torch.autograd.grad(_loss(model, loss_fn, batch), [one for _, one in named], allow_unused=True)
-    rows = []
-    with torch.no_grad():
-        start = float(_loss(model, loss_fn, batch))
-        generator = torch.Generator().manual_seed(0)
-        for (name, weight), slope in zip(named, slopes, strict=True):
-            row: dict[str, Any] = {"parameter": name, "shape": tuple(weight.shape)}
-            if slope is None:
-                continue
-            for view in _VIEWS:
-                row[view] = _cosine(weight, slope, view) * math.sqrt(_matrix(weight, view).shape[1])
-            row["tested"] = next((view for view in _VIEWS if row[view] < delta), "none")
-            changes = _changes(model, loss_fn, batch, weight, start, factor, generator)
-            row["scaled"] = next((view for view in _VIEWS if changes[view] < tolerance), "none")
-            rows.append(row)
-        for name, value in model.named_buffers():
-            value.copy_(buffers[name])
+    devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
+    rows, unseen = [], []
+    with torch.random.fork_rng(sorted({device.index or 0 for device in devices})):
+        seed = torch.random.initial_seed()
+
+        def look() -> Tensor:
+            torch.manual_seed(seed)  # the same masks every time, so that what differs is the weight
+            loss = loss_fn(model, batch)
+            if loss.dim() != 0 or not bool(torch.isfinite(loss)):
+                told = loss.detach().flatten()[:3].tolist()
+                raise ValueError(f"loss_fn must return one finite number, not {told}")
+            return loss
+
+        found = look()
+        rounding = 4 * torch.finfo(found.dtype).eps * abs(float(found.detach()))
+        slopes = torch.autograd.grad(found, [one for _, one in named], allow_unused=True)
+        with torch.no_grad():
+            start = float(look())
+            generator = torch.Generator().manual_seed(0)
+            for (name, weight), slope in zip(named, slopes, strict=True):
+                row: dict[str, Any] = {"parameter": name, "shape": tuple(weight.shape)}
+                if slope is None:
+                    continue
+                for view in _VIEWS:
+                    row[view] = _cosine(weight, slope, view) * math.sqrt(_matrix(weight, view).shape[1])
+                row["tested"] = next((view for view in _VIEWS if row[view] < delta), "none")
+                changes = _changes(look, weight, start, factor, generator)
+                allowed = tolerance * max(changes["across"], 1e-30)
+                row["scaled"] = next((view for view in _VIEWS if changes[view] < allowed), "none")
+                if 0 < allowed < rounding and min(changes[view] for view in _VIEWS) < rounding:
+                    unseen.append(name)
+                rows.append(row)
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+    if unseen:
+        warnings.warn(
+            f"rounding hides whether {', '.join(unseen)} are scale-invariant: take the model and the "
+            "batch in double precision", RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
     table = pandas.DataFrame(rows).set_index("parameter")
     table["agree"] = (table["tested"] == "none") == (table["scaled"] == "none")
     return table
-
-
-def _loss(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
-    loss = loss_fn(model, batch)
-    if loss.dim() != 0 or not bool(torch.isfinite(loss)):
-        raise ValueError(f"loss_fn must return one finite number, not {loss.detach().flatten()[:3].tolist()}")
-    return loss
 
 
 def _matrix(tensor: Tensor, view: str) -> Tensor:
@@ -119,10 +141,9 @@ def _cosine(weight: Tensor, slope: Tensor, view: str) -> float:
 
 
 def _changes(
-    model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any, weight: Tensor, start: float,
-    factor: float, generator: torch.Generator,
-) -> dict[str, float]:  # fmt: skip
-    """How much scaling a weight changes the loss, as a share of what an equal step across it does."""
+    look: Callable[[], Tensor], weight: Tensor, start: float, factor: float, generator: torch.Generator
+) -> dict[str, float]:
+    """How much scaling a weight changes the loss, and how much an equal step across it does."""
     kept = weight.clone()
     noise = torch.randn(weight.shape, generator=generator).to(weight)
     noise -= kept * (noise * kept).sum() / kept.square().sum().clamp(min=1e-30)
@@ -137,10 +158,9 @@ def _changes(
     found = {}
     for name, value in moved.items():
         weight.copy_(value)
-        found[name] = abs(float(loss_fn(model, batch)) - start)
+        found[name] = abs(float(look()) - start)
     weight.copy_(kept)
-    least = max(found["across"], 1e-30)
-    return {view: found[view] / least for view in _VIEWS}
+    return found
 
 
 class EffectiveStep:

@@ -21,6 +21,7 @@ scale-invariant (equation 11):
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -90,11 +91,21 @@ class _Projected(torch.optim.Optimizer):
     _buffers: tuple[str, ...]  # names of the state that has the parameter's shape
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        for name in ("lr", "weight_decay", "wd_ratio"):
+        for name in ("lr", "weight_decay", "wd_ratio", "eps"):
             if not 0.0 <= defaults[name] < math.inf:
                 raise ValueError(f"{name} must not be negative, and finite; got {defaults[name]!r}")
-        super().__init__(params, defaults)
+        if math.isnan(defaults["delta"]):
+            raise ValueError("delta must be a number; got nan")
         self._places: dict[Any, Tensor] = {}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a copy, or from a state that may be ``torch.optim``'s: what is not told is as it was made."""
+        super().__setstate__(state)
+        self._places = {}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; ``projection`` and ``channel_dim`` may differ between groups."""
@@ -102,11 +113,18 @@ class _Projected(torch.optim.Optimizer):
         if projection not in PROJECTIONS:
             raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}; got {projection!r}")
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            if hasattr(parameter, "placements"):
+        group = self.param_groups[-1]
+        for parameter in group["params"]:
+            if hasattr(parameter, "placements") or getattr(parameter, "_is_flat_param", False):
                 raise ValueError(
-                    "projection needs whole tensors, and these are shards (DTensor); take torch.optim's there"
+                    "projection needs whole tensors, and these are shards (FSDP); take torch.optim's there"
                 )
+        wide = (one[0].numel() for one in group["params"] if one.dim() > 1 and one.numel())
+        if projection == "auto" and group["delta"] >= math.sqrt(min(wide, default=math.inf)):
+            warnings.warn(
+                f"delta={group['delta']} is no threshold for rows this short: every one of them passes the "
+                "test, and is projected", RuntimeWarning, stacklevel=3,
+            )  # fmt: skip
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -125,9 +143,9 @@ class _Projected(torch.optim.Optimizer):
         buckets: dict[Any, list[Member]] = {}
         for parameter in group["params"]:
             gradient = parameter.grad
-            if gradient is None:
+            if gradient is None or not parameter.numel():
                 continue
-            if gradient.is_sparse:
+            if gradient.layout is not torch.strided:
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients; use torch.optim.SparseAdam")
             state = self.state[parameter]
             state["step"] = age = int(state.get("step", 0)) + 1
@@ -159,26 +177,36 @@ class _Projected(torch.optim.Optimizer):
             )
             less = projected.to(weight.dtype).mul_(decay * (1.0 - group["wd_ratio"])) if decay else 0.0
             change = (decay - less - share).view(*share.shape, *(1 for _ in weight.shape[2:]))
-            fresh = all(step is not buffer for buffer in buffers.values())
-            step = torch.addcmul(step, weight, change, out=step if fresh else None)
+            step = torch.addcmul(step, weight, change, out=self._place("step", step))
         elif decay:
             step = torch.add(step, weight, alpha=decay)
-        if len(members) > 1:
-            places = [_real(one) for one in parameters] if parameters[0].is_complex() else parameters
-            torch._foreach_add_(places, list(_as_stacked(step, weights, place).unbind()), alpha=-rate)
-        else:
+        if len(members) == 1 and parameters[0].is_contiguous():  # the weight is the parameter itself
             weight.add_(step, alpha=-rate)
+            return
+        step = _as_stacked(step, weights, place)
+        places = parameters
+        if parameters[0].is_complex():
+            places, step = [torch.view_as_real(one) for one in parameters], step.unflatten(-1, (-1, 2))
+            step = step.view(len(places), *places[0].shape)
+        torch._foreach_add_(places, list(step.unbind()), alpha=-rate)
 
     def _together(self, name: str, tensors: list[Tensor]) -> Tensor:
-        """Tensors of one shape as one (k, ...): of a single one its own memory, else a place kept for it."""
+        """Tensors of one shape as one (k, ...), contiguous: torch's kernel for Adam walks memory, not places.
+
+        Of a single one it is its own memory if that is contiguous, else a place kept for it.
+        """
         real = [_real(one) for one in tensors] if tensors[0].is_complex() else tensors
-        if len(real) == 1:
+        if len(real) == 1 and real[0].is_contiguous():
             return real[0].unsqueeze(0)
-        shape = torch.Size((len(real), *real[0].shape))
-        key = (name, real[0].dtype, real[0].device)
+        return torch.stack(real, out=self._place(name, real[0], len(real)))
+
+    def _place(self, name: str, like: Tensor, *lead: int) -> Tensor:
+        """Memory (*lead, ...) that is kept from step to step: fresh memory costs as much as a pass over it."""
+        shape = torch.Size((*lead, *like.shape))
+        key = (name, like.dtype, like.device)
         if key not in self._places or self._places[key].numel() < shape.numel():
-            self._places[key] = real[0].new_empty(shape.numel())
-        return torch.stack(real, out=self._places[key][: shape.numel()].view(shape))
+            self._places[key] = like.new_empty(shape.numel())
+        return self._places[key][: shape.numel()].view(shape)
 
     def _buffer(self, name: str, members: list[Member]) -> Tensor:
         """State of parameters as one (k, ...) of which theirs are slices, so that it is never copied."""
@@ -188,7 +216,7 @@ class _Projected(torch.optim.Optimizer):
             whole = torch.stack([
                 torch.zeros_like(parameter) if old is None else old
                 for (parameter, _, _), old in zip(members, held, strict=True)
-            ])  # fmt: skip
+            ]).contiguous()  # fmt: skip
             for (_, _, state), part in zip(members, whole.unbind(), strict=True):
                 state[name] = part
         return _real(whole)
@@ -220,7 +248,8 @@ class AdamP(_Projected):
     projection : {"auto", "channel", "layer", "off"}
         The test, or a view that is declared: weights known to be invariant by row, or as a whole, or not.
     channel_dim : int
-        Dimension of a tensor that holds its output channels; 1 for transposed convolutions.
+        Dimension of a tensor that holds its output channels; 1 for transposed convolutions, and for the
+        ``Conv1D`` of transformers' GPT-2, whose weights are (in, out).
     foreach : bool, optional
         False steps tensor by tensor; by default small tensors of one shape are stepped as one.
     maximize : bool
@@ -248,8 +277,8 @@ class AdamP(_Projected):
         False, *, projection: str = "auto", channel_dim: int = 0, foreach: bool | None = None, maximize:
         bool = False,
     ) -> None:  # fmt: skip
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must be from 0 to below 1; got {betas!r}")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two, from 0 to below 1; got {betas!r}")
         super().__init__(params, {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "delta": delta,
             "wd_ratio": wd_ratio, "nesterov": nesterov, "projection": projection,
@@ -262,7 +291,9 @@ class AdamP(_Projected):
         first, second = group["betas"]
         mean, square = buffers["exp_avg"], buffers["exp_avg_sq"]
         if not group["nesterov"] and gradient.device.type in _FUSED:
-            step = torch.zeros_like(gradient)  # less Adam's step of rate one, in a single pass over memory
+            held = gradient.is_contiguous()
+            step = self._place("step", gradient).zero_() if held else torch.zeros_like(gradient)
+            # less Adam's step of rate one, in a single pass over memory
             torch._fused_adam_(
                 [step], [gradient], [mean], [square], [], [torch.full((), age, dtype=torch.float32,
                 device=step.device)], lr=1.0, beta1=first, beta2=second, weight_decay=0.0, eps=group["eps"],
@@ -324,7 +355,10 @@ class SGDP(_Projected):
         self, group: dict[str, Any], gradient: Tensor, buffers: dict[str, Tensor], age: int
     ) -> tuple[Tensor, float]:
         buffer = buffers["momentum_buffer"]
-        buffer.mul_(group["momentum"]).add_(gradient, alpha=1.0 - group["dampening"])
+        if group["dampening"]:
+            buffer.mul_(group["momentum"]).add_(gradient, alpha=1.0 - group["dampening"])
+        else:
+            torch.add(gradient, buffer, alpha=group["momentum"], out=buffer)
         step = torch.add(gradient, buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
         return step, group["lr"]
 
@@ -357,13 +391,13 @@ def _as_stacked(step: Tensor, weights: Tensor, channel_dim: int) -> Tensor:
 def _whole(slices: list[Any]) -> Tensor | None:
     """The tensor (k, ...) of which these are the slices in order; None if they are not."""
     first = slices[0]
-    if first is None:
+    if first is None or not first.is_contiguous():
         return None
     if len(slices) == 1:
         return first.unsqueeze(0)
     stride, start = first.numel(), first.data_ptr()
     size = stride * first.element_size()
-    if not first.is_contiguous() or any(
+    if any(
         one is None or one.data_ptr() != place
         for one, place in zip(slices, range(start, start + len(slices) * size, size), strict=True)
     ):
@@ -375,4 +409,8 @@ def _whole(slices: list[Any]) -> Tensor | None:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor).flatten(-2) if tensor.is_complex() else tensor
+    """Complex numbers (..., n) as pairs of real ones (..., 2 n)."""
+    if not tensor.is_complex():
+        return tensor
+    pairs = torch.view_as_real(tensor.resolve_conj())
+    return pairs.flatten(-2) if pairs.dim() > 1 else pairs

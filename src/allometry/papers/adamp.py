@@ -26,13 +26,13 @@ _BETAS = (0.0, 0.5, 0.8, 0.9, 0.95)
 
 @functools.lru_cache(maxsize=2)
 def _images(count: int, size: int) -> Any:
-    """Training, validation (for tuning) and test images."""
+    """Training, validation (for tuning) and test images, and the digest of the first two."""
     from allometry.data import fashion_mnist
 
     train = fashion_mnist("train", count + 2000, size=size)
     test = fashion_mnist("test", 10_000 if count > 2000 else 500, size=size)
     known = train.images[:count], train.labels[:count]
-    return known, (train.images[count:], train.labels[count:]), (test.images, test.labels)
+    return known, (train.images[count:], train.labels[count:]), (test.images, test.labels), train.digest
 
 
 def _network(width: int, seed: int) -> nn.Sequential:
@@ -166,22 +166,21 @@ lengths = Study(
 def _lengths(arm: str, beta: float, seed: int, profile: Profile) -> dict[str, Any]:
     from allometry import data, measure, optim, train
 
-    known, _, _ = _images(profile.images, profile.size)
+    known, _, _, digest = _images(profile.images, profile.size)
     model = _network(profile.width, seed)
     optimizer = _optimizer(arm, model.parameters(), profile.rate, beta, 0.0)
     # The first layer's inputs, and so its gradients, differ in kind; all three are followed by a norm.
     with measure.EffectiveStep(model, optimizer, include=lambda name, one: one.dim() == 4) as watch:
         log = train.fit(
             model, data.ImageBatches(known[0], known[1], profile.batch, seed), optimizer=optimizer,
-        horizons=profile.steps,
-            schedule=optim.constant, objective=train.classification_loss, clip=None,
+            horizons=profile.steps, schedule=optim.constant, objective=train.classification_loss, clip=None,
             log_every=max(1, profile.steps // 10),
         )  # fmt: skip
     table, growth = watch.table(), watch.growth()
     late = table[table["step"] >= 0.9 * profile.steps]
     return {
         "growth": float((growth["end"] - growth["start"]).mean()), "angle": float(late["angle"].mean()),
-        "balance": float(growth["balance"].mean()), "loss": float(log.steps[-1]["loss"]),
+        "balance": float(growth["balance"].mean()), "loss": float(log.steps[-1]["loss"]), "data": digest,
     }  # fmt: skip
 
 
@@ -241,19 +240,18 @@ errors = Study(
 def _errors(arm: str, width: int, seed: int, profile: Profile) -> dict[str, Any]:
     from allometry import data, optim, train
 
-    known, validation, test = _images(profile.images, profile.size)
+    known, validation, test, digest = _images(profile.images, profile.size)
     model = _network(width, seed)
     adaptive = arm.startswith("adam")
     rate = profile.learning_rate * (0.1 if adaptive else 1.0)
     optimizer = _optimizer(arm, model.parameters(), rate, 0.9, 1e-2 if adaptive else 1e-4)
     log = train.fit(
         model, data.ImageBatches(known[0], known[1], profile.batch, seed), optimizer=optimizer,
-        horizons=profile.steps,
-        schedule=optim.constant if arm.endswith("constant") else optim.cosine,
+        horizons=profile.steps, schedule=optim.constant if arm.endswith("constant") else optim.cosine,
         objective=train.classification_loss, clip=None, log_every=max(1, profile.steps // 10),
         validate=lambda one: train.evaluate_classifier(one, validation if profile.tuning else test),
     )  # fmt: skip
-    record = {"error": math.nan, "loss": math.nan, "rate": rate}
+    record = {"error": math.nan, "loss": math.nan, "rate": rate, "data": digest}
     if log.horizons:
         record |= {"error": float(log.horizons[-1]["error"]), "loss": float(log.horizons[-1]["loss"])}
     if log.status == "diverged":
@@ -342,7 +340,7 @@ def _detected(arm: str, width: int, seed: int, profile: Profile) -> dict[str, An
 
     from allometry import data, measure, optim, train
 
-    known, _, _ = _images(profile.images, profile.size)
+    known, _, _, digest = _images(profile.images, profile.size)
     batches = data.ImageBatches(known[0], known[1], profile.batch, seed)
     model = _subject(arm, width, profile.size, seed)
     objective = _pixels if arm == "transformer" else train.classification_loss
@@ -357,7 +355,7 @@ def _detected(arm: str, width: int, seed: int, profile: Profile) -> dict[str, An
     tested, truth = table["tested"] != "none", table["scaled"] != "none"
     return {
         "agreement": float((tested == truth).mean()), "both": int((tested & truth).sum()),
-        "tested": int(tested.sum()), "invariant": int(truth.sum()), "weights": len(table),
+        "tested": int(tested.sum()), "invariant": int(truth.sum()), "weights": len(table), "data": digest,
     }  # fmt: skip
 
 
