@@ -201,7 +201,7 @@ class _Projected(torch.optim.Optimizer):
         return torch.stack(real, out=self._place(name, real[0], len(real)))
 
     def _place(self, name: str, like: Tensor, *lead: int) -> Tensor:
-        """Memory (*lead, ...) that is kept from step to step: fresh memory costs as much as a pass over it."""
+        """Memory (*lead, ...) kept from step to step: fresh memory costs as much as a pass over it."""
         shape = torch.Size((*lead, *like.shape))
         key = (name, like.dtype, like.device)
         if key not in self._places or self._places[key].numel() < shape.numel():
