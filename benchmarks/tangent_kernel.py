@@ -1,7 +1,12 @@
 """The empirical tangent kernel beside torch.func's Jacobian and its product: time, peak memory, error.
 
-The peer is what torch's own tutorial recommends: ``vmap(jacrev)`` over samples, then one contraction. Each
-note tells the peak of allocated memory of either side and the error against float64.
+The first peer is what torch's own tutorial recommends: ``vmap(jacrev)`` over samples, then one contraction.
+Each note tells the peak of allocated memory of either side and the error against float64. Where nngeometry is
+installed, its layerwise Gram matrix is the second peer.
+
+How much is to be gained depends on the model. A gradient with few positions and many weights (dense layers,
+the late layers of a convolutional network) need not be formed; one with many positions and few weights (a
+narrow language model's) must be, and there the gain is that of half a symmetric product.
 """
 
 from __future__ import annotations
@@ -62,6 +67,21 @@ def _case(name: str, model: nn.Module, x: Tensor, outputs: Callable[[Any], Tenso
     )  # fmt: skip
 
 
+def _beside_nngeometry(name: str, model: nn.Module, x: Tensor) -> list[Case]:
+    try:
+        import nngeometry
+    except ImportError:
+        return []
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x), batch_size=len(x))
+
+    def peer() -> Tensor:
+        found: Tensor = nngeometry.GramMatrix(model, data, lambda *one: model(one[0])).data
+        return found
+
+    called = f"measure: tangent kernel, {name}, beside nngeometry"
+    return [Case(called, lambda: empirical_kernel(model, x), peer, "nngeometry.GramMatrix", 1.0, rounds=5)]
+
+
 def cases() -> list[Case]:
     """Dense, convolutional and attention models in float32 on one thread."""
     torch.set_num_threads(1)
@@ -88,9 +108,18 @@ def cases() -> list[Case]:
     with torch.no_grad():  # its branches begin at zero, and so would most of its gradients
         for parameter in language.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
+    doubling = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(128, 256, 3, stride=2, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+    points, pictures = torch.randn(32, 64), torch.randn(32, 3, 16, 16)
     return [
-        _case("3 layers of 512, 10 outputs, 32 samples", dense, torch.randn(32, 64), whole),
+        _case("3 layers of 512, 10 outputs, 32 samples", dense, points, whole),
         _case("3 layers of 1024, 1 output, 96 samples", single, torch.randn(96, 64), whole),
-        _case("4-layer convnet, 10 outputs, 32 samples", images, torch.randn(32, 3, 16, 16), whole),
+        _case("convnet of width 32 to 256, 10 outputs, 32 samples", doubling, pictures, whole),
+        _case("convnet of width 32 to 64, 10 outputs, 32 samples", images, pictures, whole),
         _case("2-layer GPT, 4 of its logits, 64 samples", language, torch.randint(256, (64, 32)), last),
+        *_beside_nngeometry("3 layers of 512, 10 outputs, 32 samples", dense, points),
+        *_beside_nngeometry("convnet of width 32 to 256, 10 outputs, 32 samples", doubling, pictures),
     ]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from allometry.measure import empirical_kernel
+from allometry.measure import gradient_products as products
 from allometry.measure.per_sample import AsFunction
 from allometry.measure.tangent_kernel import look
 
@@ -125,6 +126,46 @@ def test_blocks_of_samples_and_rows_change_nothing(kind):
     parts = empirical_kernel(model, x, reduce="trace", memory=1e-6)
     assert torch.allclose(parts, whole, rtol=1e-11, atol=1e-12 * float(whole.abs().max()))
     assert torch.allclose(whole, whole.mT)
+
+
+@pytest.mark.parametrize("way", ["positions", "halves", "gradients"])
+@pytest.mark.parametrize("kind", ["dense", "shared", "convolutional", "sequence", "attention"])
+def test_all_ways_to_multiply_gradients_agree(kind, way, monkeypatch):
+    cheapest, taken = products._cheapest, []
+
+    def chosen(ours, theirs, trace, budget):
+        taken.append(cheapest(ours, theirs, trace, budget))
+        return taken[-1] if trace and way == "halves" else way
+
+    model, x = made(kind)
+    model, x = model.double(), x.double()
+    exact = by_jacobian(model, x)
+    monkeypatch.setattr(products, "_cheapest", chosen)
+    monkeypatch.setattr(products, "_IN_CACHE", 2**9)  # several blocks each way
+    room = 1e-12 * float(exact.abs().max())
+    assert torch.allclose(empirical_kernel(model, x), exact, rtol=1e-10, atol=room)
+    assert torch.allclose(empirical_kernel(model, x[:2], x[1:]), exact[:2, 1:], rtol=1e-10, atol=room)
+    mean = exact.diagonal(dim1=2, dim2=3).mean(-1)
+    assert torch.allclose(empirical_kernel(model, x, reduce="trace"), mean, rtol=1e-10, atol=room)
+    assert taken
+
+
+def test_few_places_and_many_channels_are_multiplied_by_halves(monkeypatch):
+    taken, halves = [], products._over_halves
+
+    def noted(ours, theirs):
+        taken.append((ours[0].delta.shape[3], ours[0].delta.shape[4], ours[0].alpha.shape[4]))
+        return halves(ours, theirs)
+
+    monkeypatch.setattr(products, "_over_halves", noted)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten())
+    model = nn.Sequential(model, nn.Linear(256, 6))
+    x = torch.randn(8, 8, 4, 4)
+    found = empirical_kernel(model, x)
+    assert (4, 64, 576) in taken  # the second convolution's weight: places, rows, columns
+    exact = by_jacobian(model.double(), x.double())
+    assert torch.allclose(found, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
 
 
 class Recurrent(nn.Module):

@@ -1,8 +1,14 @@
 """Products of single samples' gradients, from the factors that layers give.
 
 For the tangent kernel of Jacot, Gabriel and Hongler (2018, arXiv:1806.07572). A gradient is a sum of outer
-products over positions, so the product of two is either a sum over pairs of positions of
-(delta · delta') (alpha · alpha'), or is taken of the gradients themselves, a few rows at a time.
+products over positions, Σ_t delta_t ⊗ alpha_t, so the product of two can be had in three ways, of which the
+cheapest is taken (the structure is that of Roman Novak, Jascha Sohl-Dickstein and Samuel Schoenholz, 2022,
+arXiv:2206.08720):
+
+- by positions: Σ_ts (delta_t · delta'_s) (alpha_t · alpha'_s);
+- by halves: Σ_t delta_t · (Σ_s (alpha_t · alpha'_s) delta'_s), whose inner sum does not know delta's output,
+  so that a pair of samples costs k T D (S + k) multiplications for its k² products;
+- by gradients: of the gradients themselves, a few rows of the weight at a time, k² D E a pair.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from torch import Tensor
 __all__ = ["Part", "contract", "gradient_products", "matrix_shape", "summed_gradient"]
 
 _AT_A_TIME = 2**24  # bytes of gradients: larger blocks are handed back to the system and cleared each time
+_IN_CACHE = 2**21  # bytes of inner sums
 
 
 @dataclass(eq=False)
@@ -53,8 +60,11 @@ def contract(
     shared : dict
         Products of deltas that uses have in common; filled here, one for each pair of blocks.
     """
-    if _by_positions(ours, theirs, trace, budget):
+    way = _cheapest(ours, theirs, trace, budget)
+    if way == "positions":
         return _over_positions(ours, theirs, trace, shared)
+    if way == "halves":
+        return _over_halves(ours, theirs)
     return _over_gradients(ours, theirs, trace, size, budget)
 
 
@@ -79,7 +89,9 @@ def gradient_products(a: Tensor, b: Tensor, trace: bool) -> Tensor:
     """Products of gradients (n, k, size): (n, m) summed over outputs, or (k, k, n, m)."""
     left = a.flatten(1) if trace else a.flatten(0, 1)
     if a is b:
-        found = _with_itself(left)
+        found = left.new_zeros(len(left), len(left))
+        _add_with_itself(found, left)
+        _mirror(found)
     else:
         found = left @ (b.flatten(1) if trace else b.flatten(0, 1)).mT
     if trace:
@@ -87,30 +99,43 @@ def gradient_products(a: Tensor, b: Tensor, trace: bool) -> Tensor:
     return found.reshape(len(a), a.shape[1], len(b), b.shape[1]).permute(1, 3, 0, 2)
 
 
-def _with_itself(rows: Tensor) -> Tensor:
-    """rows rowsᵀ with ten sixteenths of the work: a quarter of the rows at a time, against what is left."""
-    found = rows.new_empty(len(rows), len(rows))
-    step = max(16, -(-len(rows) // 4))
+def _add_with_itself(found: Tensor, rows: Tensor) -> None:
+    """Adds rows rowsᵀ, of which only blocks on and below the diagonal: little more than half the work."""
+    step = max(16, -(-len(rows) // 8))
     for low in range(0, len(rows), step):
-        part = rows[low : low + step] @ rows[low:].mT
-        found[low : low + step, low:] = part
-        found[low:, low : low + step] = part.mT
-    return found
+        found[low:, low : low + step].addmm_(rows[low:], rows[low : low + step].mT)
 
 
-def _by_positions(ours: list[Part], theirs: list[Part], trace: bool, budget: float) -> bool:
-    """Whether pairs of positions cost less than gradients."""
+def _mirror(found: Tensor) -> None:
+    """What lies below the diagonal, put above it too."""
+    found.tril_()
+    found += found.tril(-1).mT
+
+
+def _cheapest(ours: list[Part], theirs: list[Part], trace: bool, budget: float) -> str:
+    """The way that costs least, in multiplications as large matrix products make them."""
     k, n, g, _, d = ours[0].delta.shape
     m = theirs[0].delta.shape[1]
-    if len({part.delta.shape[2] for part in (*ours, *theirs)}) > 1:
-        return False
+    both = (*ours, *theirs)
+    if len({part.delta.shape[2] for part in both}) > 1:
+        return "gradients"
     ends = [sum(part.delta.shape[3] for part in some) for some in (ours, theirs)]
     e = ours[0].alpha.shape[-1] if ours[0].alpha.is_floating_point() else 1
     pairs, blocks = float(n * ends[0]) * (m * ends[1]) * g, (k if trace else k * k)
-    # With many positions the product of the two is as dear as two hundred multiplications: it fills memory.
-    alone = pairs * (blocks * (d + (1 if max(ends) == 1 else 200)) + e)
-    whole = float(k) * g * d * e * (n * ends[0] + m * ends[1]) + float(blocks) * n * m * g * d * e
-    return pairs * blocks * 3 * ours[0].delta.element_size() <= budget and alone <= whole
+    mirrored = 0.6 if ours is theirs else 1.0
+    costs = {}
+    costs["gradients"] = float(k) * g * d * e * (n * ends[0] + (0 if ours is theirs else m * ends[1]))
+    costs["gradients"] += mirrored * blocks * n * m * g * d * e
+    if pairs * blocks * 3 * ours[0].delta.element_size() <= budget:
+        # With many positions the two's product is as dear as two hundred multiplications: it fills memory.
+        costs["positions"] = pairs * (blocks * (d + (1 if max(ends) == 1 else 200)) + e)
+    if (
+        not trace
+        and max(ends) > 1
+        and all(part.alpha.is_floating_point() and part.first == ours[0].first for part in both)
+    ):
+        costs["halves"] = 1.5 * mirrored * (pairs * (k * d + e) + float(n * m) * ends[0] * g * k * k * d)
+    return min(costs, key=lambda way: costs[way])
 
 
 def _over_positions(ours: list[Part], theirs: list[Part], trace: bool, shared: dict[Any, Tensor]) -> Tensor:
@@ -136,6 +161,37 @@ def _over_positions(ours: list[Part], theirs: list[Part], trace: bool, shared: d
             )
     assert isinstance(total, Tensor)
     return total
+
+
+def _over_halves(ours: list[Part], theirs: list[Part]) -> Tensor:
+    """(k, k, n, m), a block of pairs of samples at a time, so that inner sums stay in the cache."""
+    same = ours is theirs
+    k, n, groups = ours[0].delta.shape[:3]
+    m = theirs[0].delta.shape[1]
+    found = ours[0].delta.new_zeros(n, k, m, k)
+    wholes = [part.delta.permute(2, 1, 0, 3, 4).contiguous() for part in ours]  # (g, n, k, T, D)
+    others = wholes if same else [part.delta.permute(2, 1, 0, 3, 4).contiguous() for part in theirs]
+    for ours_at, whole in zip(ours, wholes, strict=True):
+        t, d = whole.shape[3:]
+        fit = max(1, _IN_CACHE // (whole.element_size() * k * t * d))
+        wide, high = min(m, fit), max(1, fit // m)
+        for theirs_at, other in zip(theirs, others, strict=True):
+            for group in range(groups):
+                left, right = whole[group].flatten(2), other[group]
+                rows, columns = ours_at.alpha[0, :, group], theirs_at.alpha[0, :, group]
+                for i in range(0, n, high):
+                    some = rows[i : i + high].flatten(0, 1)
+                    for j in range(i if same else 0, m, wide):
+                        met = columns[j : j + wide]
+                        near = (met.flatten(0, 1) @ some.T).view(len(met), -1, len(some))
+                        inner = near.mT[:, None] @ right[j : j + wide]  # (m, k, nT, D)
+                        inner = inner.view(len(met) * k, -1, t * d)
+                        block = left[i : i + high] @ inner.permute(1, 2, 0)  # (n, k, m k)
+                        found[i : i + high, :, j : j + wide] += block.view(*block.shape[:2], len(met), k)
+    if same:
+        low, up = torch.tril_indices(n, n, -1, device=found.device)
+        found[low, :, up] = found[up, :, low].mT
+    return found.permute(1, 3, 0, 2)
 
 
 def _gram(a: Tensor, b: Tensor, trace: bool) -> Tensor:
@@ -168,7 +224,7 @@ def _rows_of(parts: list[Part], low: int, high: int) -> Tensor:
     Where all uses have delta along columns, rows and columns change places; products do not mind.
     """
     turn = len({part.first for part in parts}) > 1
-    total: Tensor | float = 0.0
+    total: Tensor | None = None
     for part in parts:
         k, n, g, t = part.delta.shape[:4]
         delta, alpha = part.delta, part.alpha
@@ -182,8 +238,9 @@ def _rows_of(parts: list[Part], low: int, high: int) -> Tensor:
         # All outputs of a sample in one product: (n, g, k D, T) with (n, g, T, E).
         found = delta.permute(1, 2, 0, 4, 3).reshape(n, g, -1, t) @ alpha
         found = found.reshape(n, g, k, -1, alpha.shape[-1]).transpose(1, 2)  # (n, k, g, D, E)
-        total = total + (found.mT if turn and not part.first else found).flatten(2)
-    assert isinstance(total, Tensor)
+        found = (found.mT if turn and not part.first else found).flatten(2)
+        total = found if total is None else total + found
+    assert total is not None
     return total
 
 
@@ -193,16 +250,20 @@ def _over_gradients(ours: list[Part], theirs: list[Part], trace: bool, size: int
         ours, theirs, size = _compact(ours, theirs)
     height = matrix_shape(ours[0], size)[0]
     k, n = ours[0].delta.shape[:2]
-    a_row = ours[0].delta.element_size() * k * (n + theirs[0].delta.shape[1]) * size / height
+    a_row = ours[0].delta.element_size() * k * (n + (0 if same else theirs[0].delta.shape[1])) * size / height
     step = max(1, min(height, int(min(budget / 2, _AT_A_TIME) / a_row)))
-    total: Tensor | float = 0.0
+    m, lead = theirs[0].delta.shape[1], (1 if trace else k)
+    found = ours[0].delta.new_zeros(n * lead, m * lead)
     for low in range(0, height, step):
         high = min(low + step, height)
-        left = _rows_of(ours, low, high)
-        right = left if same else _rows_of(theirs, low, high)
-        total = total + gradient_products(left, right, trace)
-    assert isinstance(total, Tensor)
-    return total
+        left = _rows_of(ours, low, high).reshape(n * lead, -1)
+        if same:
+            _add_with_itself(found, left)
+        else:
+            found.addmm_(left, _rows_of(theirs, low, high).reshape(m * lead, -1).mT)
+    if same:
+        _mirror(found)
+    return found if trace else found.view(n, k, m, k).permute(1, 3, 0, 2)
 
 
 def _compact(ours: list[Part], theirs: list[Part]) -> tuple[list[Part], list[Part], int]:

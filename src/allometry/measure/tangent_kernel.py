@@ -131,6 +131,7 @@ class Plan:
 
     function: AsFunction
     axes: dict[str, list[int]]
+    idle: dict[str, list[bool]]  # whether some positions of the use move no output, in the samples looked at
     unknown: dict[str, str]
     spread: bool
     batched: bool
@@ -153,8 +154,8 @@ class Plan:
             found = _gradients(flat, uses, cotangents, self.batched)
             parts = {
                 name: [
-                    _part(use, found, len(flat), axis)
-                    for use, axis in zip(recorder.uses[name], axes, strict=True)
+                    _part(use, found, len(flat), axis, idle)
+                    for use, axis, idle in zip(recorder.uses[name], axes, self.idle[name], strict=True)
                 ]
                 for name, axes in self.axes.items()
             }
@@ -198,6 +199,7 @@ def look(function: AsFunction, x: Any) -> Plan:
     exact = torch.autograd.grad(flat, list(recorder.leaves.values()), drawn, allow_unused=True)
     largest = max(float(one.norm()) for one in exact if one is not None)
     axes: dict[str, list[int]] = {}
+    idle: dict[str, list[bool]] = {}
     for (name, value), gradient in zip(recorder.leaves.items(), exact, strict=True):
         if name in unknown or (gradient is None and not recorder.uses[name]):
             continue
@@ -210,12 +212,16 @@ def look(function: AsFunction, x: Any) -> Plan:
             unknown[name] = "a use that has no rule"
         else:
             axes[name] = [one for one in chosen if one is not None]
+            idle[name] = [
+                not bool(_moved(use.delta(found[id(use.edge)], n, axis)).all())
+                for use, axis in zip(recorder.uses[name], axes[name], strict=True)
+            ]
     size = flat.element_size()
     floats = sum(math.prod(one.shape) for one in {id(u.edge): u for u in uses}.values()) / n
     held = sum(function.values[name].numel() for name in unknown)
     # Outputs' gradients and inputs of every layer, and the graph that holds them; Jacobians of the rest.
     room = size * (k * floats + 4 * floats + 2 * k * held) + 1
-    return Plan(function, axes, unknown, spread, batched, k, room, flat.device)
+    return Plan(function, axes, idle, unknown, spread, batched, k, room, flat.device)
 
 
 def _recorded(
@@ -247,8 +253,8 @@ def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor, batched: bool)
     if wanted and batched:
         found = torch.autograd.grad(flat, wanted, cotangents, is_grads_batched=True, **options)
     elif wanted:
-        singly = [torch.autograd.grad(flat, wanted, one, **options) for one in cotangents]
-        found = [None if some[0] is None else torch.stack(some) for some in zip(*singly, strict=True)]
+        singly = [list(torch.autograd.grad(flat, wanted, one, **options)) for one in cotangents]
+        found = [_stacked([some.pop() for some in singly]) for _ in wanted][::-1]
     count = len(cotangents)
     return {
         key: flat.new_zeros((count, *use.shape)) if one is None else one
@@ -256,11 +262,22 @@ def _gradients(flat: Tensor, uses: list[Use], cotangents: Tensor, batched: bool)
     }
 
 
-def _part(use: Use, found: Mapping[int, Tensor], n: int, axis: int) -> Part:
+def _stacked(given: list[Tensor | None]) -> Tensor | None:
+    """One edge's gradients; the single ones are let go as each edge is done."""
+    some = [one for one in given if one is not None]
+    return torch.stack(some) if some else None
+
+
+def _moved(delta: Tensor) -> Tensor:
+    """Which positions of delta (k, n, g, T, D) some output depends on."""
+    return torch.linalg.vector_norm(delta, 1, (0, 1, 2, 4)).ne(0)
+
+
+def _part(use: Use, found: Mapping[int, Tensor], n: int, axis: int, idle: bool = False) -> Part:
     delta, alpha = use.delta(found[id(use.edge)], n, axis), use.partner(n, axis)
     wide = torch.promote_types(delta.dtype, torch.float32)
-    if delta.shape[3] > 1:  # positions that no output depends on, such as all tokens but the last
-        met = delta.ne(0).flatten(0, 2).any(-1).any(0)
+    if idle:  # positions that no output depends on, such as all tokens but the last
+        met = _moved(delta)
         if not bool(met.all()):
             met[0] |= not bool(met.any())
             delta = delta[:, :, :, met]
