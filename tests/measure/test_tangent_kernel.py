@@ -410,3 +410,14 @@ def test_models_without_a_kernel_are_refused():
         empirical_kernel(nn.Linear(3, 1), x, reduce="sum")
     with pytest.raises(ValueError, match="outputs= to choose"):
         empirical_kernel(nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), x)
+    with pytest.raises(ValueError, match="not finite"):
+        empirical_kernel(nn.Linear(3, 1), torch.cat([x, x.new_full((1, 3), float("nan"))]))
+    with pytest.raises(ValueError, match=r"a torch\.nn\.Module; got function"):
+        empirical_kernel(lambda x: x, x)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        empirical_kernel(nn.Linear(3, 1), x)
+
+
+def test_wrapped_models_are_looked_into():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    assert torch.equal(empirical_kernel(nn.DataParallel(model), x), empirical_kernel(model, x))

@@ -76,7 +76,7 @@ class AsFunction:
     Raises
     ------
     ValueError
-        No parameter is chosen, or a glob matches none.
+        No parameter is chosen, a glob matches none, or torch's inference mode keeps no gradients.
 
     Examples
     --------
@@ -89,6 +89,14 @@ class AsFunction:
         self, model: nn.Module, params: str | Iterable[str] | None = None,
         outputs: Callable[[Any], Tensor] | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the model is a torch.nn.Module; got {type(model).__name__}")
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "gradients are needed, which torch.inference_mode() does not keep: call this outside"
+            )
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
         named = dict(model.named_parameters())
         if params is None:
             names = [name for name, one in named.items() if one.requires_grad]

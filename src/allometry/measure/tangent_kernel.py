@@ -74,8 +74,8 @@ def empirical_kernel(
     Raises
     ------
     ValueError
-        A model that depends on chance or on the other samples, a result that is too large, or a parameter
-        that is not there.
+        A model that depends on chance or on the other samples, a result that is too large, gradients that
+        are not finite, or a parameter that is not there.
 
     Examples
     --------
@@ -103,6 +103,8 @@ def empirical_kernel(
             kernel[i : i + step, j : j + step] = part
             if z is None and j > i:
                 kernel[j : j + step, i : i + step] = part.mT.transpose(0, 1) if not trace else part.mT
+    if not bool(kernel.isfinite().all()):
+        raise ValueError("some samples give outputs or gradients that are not finite, so they have no kernel")
     return kernel
 
 
