@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from allometry.measure.complexity import complexity, count_parameters, flops_per_token, mfu
 from allometry.models.convnet import ConvNet
@@ -131,6 +132,76 @@ def test_attention_counts_alike_by_hand_and_fused():
         "bhts,bhsd->bhtd", torch.einsum("bhtd,bhsd->bhts", q, k), v
     )):  # fmt: skip
         assert complexity(Attend(how), (q, k, v)).macs == expected
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_mixture_of_experts_counts_its_experts(kind, device):
+    """Every token meets two of four experts; torch's own counter sees none, and on shapes alone fails."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=40, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    with torch.device(device):
+        model = transformers.MixtralForCausalLM(config).to(kind)
+    length = 8
+    a_token = 4 * 16 * 16 + 2 * length * 16 + 16 * 4 + 2 * 3 * 16 * 24 + 40 * 16
+    assert complexity(model, torch.zeros(3, length, dtype=torch.long)).macs == 3 * length * a_token
+
+
+@pytest.mark.parametrize(
+    ("call", "shapes", "macs"),
+    [
+        (torch.addbmm, [(4, 6), (3, 4, 5), (3, 5, 6)], 3 * 4 * 5 * 6),
+        (F.bilinear, [(7, 4), (7, 5), (6, 4, 5)], 7 * 6 * 4 * 5),
+        (lambda a, w, x: torch.einsum("bi,oij,bj->bo", a, w, x), [(7, 4), (6, 4, 5), (7, 5)], 7 * 6 * 4 * 5),
+        (flex_attention, [(2, 2, 128, 8)] * 3, 4 * 128 * 128 * 16),
+    ],
+)
+def test_functions(call, shapes, macs):
+    class Call(nn.Module):
+        def forward(self, *tensors):
+            return call(*tensors)
+
+    assert complexity(Call(), tuple(torch.zeros(shape) for shape in shapes)).macs == macs
+
+
+def test_what_is_out_of_sight_is_said():
+    @torch.library.custom_op("allometry_test::product", mutates_args=())
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a @ b
+
+    class Call(nn.Module):
+        def forward(self, x):
+            return product(x, x) @ x
+
+    with pytest.warns(UserWarning, match="allometry_test::product may multiply is out of sight"):
+        assert complexity(Call(), torch.zeros(4, 4)).macs == 64
+
+
+def test_wrappers_are_looked_through_and_what_cannot_be_counted_is_refused():
+    layer, x = nn.Linear(8, 4), torch.zeros(3, 8)
+    for wrapped in (nn.DataParallel(layer), torch.compile(layer, backend="eager")):
+        assert complexity(wrapped, x).macs == 96
+    with pytest.raises(ValueError, match="scripted"):
+        complexity(torch.jit.script(layer), x)
+    with pytest.raises(ValueError, match="run the model on one batch"):
+        complexity(nn.LazyLinear(4), x)
+    with pytest.raises(TypeError, match=r"nn\.Module; got function"):
+        complexity(lambda one: one, x)
+
+
+def test_a_pass_through_numpy_runs_once_for_real():
+    class Through(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.layer(torch.from_numpy(x.numpy() + 1))
+
+    assert complexity(Through(), torch.zeros(3, 4)).macs == 24
 
 
 def test_the_model_is_left_as_it_was():

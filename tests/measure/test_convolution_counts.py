@@ -91,6 +91,27 @@ class _Looks(nn.Module):
         return F.relu(x) if bool((x > 0).any()) else x
 
 
-def test_a_pass_that_looks_at_values_is_refused():
+def test_a_pass_that_looks_at_values_runs_once_for_real():
+    """But not on the meta device, where it can not."""
+    model = nn.Sequential(nn.Linear(3, 4), _Looks(), nn.BatchNorm1d(4)).train()
+    assert convolution_counts(model, torch.ones(2, 3)).flops == 2 * 4 * (3 + 1)
+    assert model.training
+    assert model[2].num_batches_tracked == 0
     with pytest.raises(ValueError, match="looks at values"):
-        convolution_counts(_Looks(), torch.zeros(1, 3))
+        convolution_counts(model.to("meta"), torch.ones(2, 3))
+
+
+def test_a_masked_encoder_of_another_library_is_counted():
+    """BERT asks whether its mask is all ones; beside MACs only biases of dense layers count here."""
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertModel(
+        transformers.BertConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
+        ),
+        add_pooling_layer=False,
+    )
+    tokens = torch.ones(3, 10, dtype=torch.long)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    macs, biases = complexity(model, inputs).macs, 2 * 30 * (4 * 16 + 32 + 16)
+    assert macs == 30 * 2 * (4 * 16 * 16 + 2 * 16 * 32 + 2 * 10 * 16)
+    assert convolution_counts(model, inputs).flops == macs + biases

@@ -6,28 +6,24 @@ estimated from layer types, functional calls count like modules, and a model on 
 
 - One multiply-accumulate is one MAC; ``flops`` = 2 · MACs; a training step is three forward passes.
 - Attention counts in full: a causal mask saves nothing here. Element-wise work, norms, softmax, pooling,
-  biases and look-ups do not count.
+  biases, look-ups and Fourier transforms do not count.
+- What another library's kernel multiplies is out of sight, and that is said in a warning, never passed over.
 - ``activations`` are the elements written by the counted operations, which follow running time on
   memory-limited hardware better than flops do (Dollár, Singh and Girshick, 2021. arXiv:2103.06877).
 - The user's model is neither moved nor changed; its parameters are replaced for the length of one call.
 """
 
 import contextlib
-import math
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from allometry.measure.counting import Counter, countable, counted, module_names, plain_kernels
 
 if TYPE_CHECKING:
     import pandas
@@ -90,7 +86,8 @@ def complexity(model: nn.Module, inputs: Any) -> Complexity:
     Parameters
     ----------
     model : nn.Module
-        On any device, the meta device included; it is left as it is.
+        On any device, the meta device included; it is left as it is. What wraps it for several devices is
+        looked through.
     inputs : Tensor, tuple or mapping
         One argument, positional arguments, or keyword arguments of ``model``; tensors on any device.
         Only their shapes and dtypes matter, unless the forward pass looks at values, in which case it is
@@ -100,6 +97,16 @@ def complexity(model: nn.Module, inputs: Any) -> Complexity:
     -------
     Complexity
 
+    Raises
+    ------
+    ValueError
+        A scripted module, parameters without a shape yet, or a model on the meta device that looks at values.
+
+    Warns
+    -----
+    UserWarning
+        Operations ran that may multiply out of sight, such as another library's kernels.
+
     Examples
     --------
     >>> cost = complexity(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(5, 3))
@@ -108,16 +115,8 @@ def complexity(model: nn.Module, inputs: Any) -> Complexity:
     """
     import pandas as pd
 
-    args, kwargs = _arguments(inputs)
-    try:
-        counter = _count(model, args, kwargs, fake=True)
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-            raise ValueError(
-                "the forward pass looks at values, and on the meta device there are none; build the model on "
-                "the CPU"
-            ) from None
-        counter = _count(model, args, kwargs, fake=False)
+    model, args, kwargs = countable(model, inputs)
+    counter = counted(lambda fake: _count(model, args, kwargs, fake=fake), model)
     rows = [(*key, *counts) for key, counts in counter.rows.items()]
     table = pd.DataFrame(rows, columns=["module", "operation", "calls", "macs", "activations"])
     macs = int(table["macs"].sum())
@@ -212,102 +211,13 @@ def mfu(flops: float, seconds: float, peak: float, *, devices: int = 1) -> float
     return flops / seconds / peak / devices
 
 
-# ---------------------------------------------------------------- counting
-
-
-def _product(a: Tensor, b: Tensor) -> int:
-    return a.numel() * b.shape[-1]
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Scores and mixtures, (B, H, T, D) · (B, H', S, D) · (B, H', S, E); a shared key serves H / H' heads."""
-    pairs = math.prod(query.shape[:-1]) * key.shape[-2]
-    return pairs * (query.shape[-1] + value.shape[-1])
-
-
-def _convolution(out: Tensor, args: tuple[Any, ...]) -> int:
-    inputs, weight, transposed = args[0], args[1], args[6]
-    # each output (or, transposed, each input) meets one kernel of (channels / groups) x kernel size
-    return (inputs if transposed else out).numel() * math.prod(weight.shape[1:])
-
-
-def _macs(name: str, args: tuple[Any, ...], out: Any) -> int | None:
-    """The multiply-accumulates of one dispatched operation; None where it does not count."""
-    if name in ("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_scaled_mm"):
-        return _product(args[0], args[1]) if args[1].ndim > 1 else args[0].numel()
-    if name in ("addmm", "baddbmm", "_addmm_activation"):
-        return _product(args[1], args[2])
-    if name == "addmv":
-        return args[1].numel()
-    if name in ("convolution", "_convolution", "convolution_overrideable"):
-        return _convolution(out, args)
-    if name.startswith(("_scaled_dot_product", "scaled_dot_product")):
-        return _attention(*args[:3])
-    return None
-
-
-class _Counter(TorchDispatchMode):
-    """Counts what passes through the dispatcher, under the name of the module that is running."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: dict[tuple[str, str], tuple[int, int, int]] = {}
-        self.running = [""]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        written = out[0] if isinstance(out, tuple | list) and out else out
-        macs = _macs(name, args, written)
-        if macs is not None:
-            key = (self.running[-1], name)
-            calls, before, activations = self.rows.get(key, (0, 0, 0))
-            self.rows[key] = (calls + 1, before + int(macs), activations + int(written.numel()))
-        return out
-
-
-@contextlib.contextmanager
-def _names(model: nn.Module, running: list[str]) -> Iterator[None]:
-    """Keep the name of the innermost running module on a stack, by hooks that are taken away again."""
-
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        running.pop()
-
-    handles = []
-    for name, module in model.named_modules():
-
-        def enter(module: nn.Module, args: Any, name: str = name) -> None:
-            running.append(name)
-
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Keep fused kernels, which hide their products, from being chosen; restored at the end."""
-    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch.backends.mkldnn.enabled = onednn
-
-
-def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, fake: bool) -> _Counter:
-    counter = _Counter()
+def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, fake: bool) -> Counter:
+    counter = Counter()
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= dict(model.named_buffers(remove_duplicate=False))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_plain_kernels())
+        stack.enter_context(plain_kernels())
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
 
@@ -326,7 +236,7 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
             stack.enter_context(torch.random.fork_rng(devices=devices))
             buffers = {name: b.clone() for name, b in model.named_buffers(remove_duplicate=False)}
             replaced = tensors | buffers
-        stack.enter_context(_names(model, counter.running))
+        stack.enter_context(module_names(model, counter.running))
         stack.enter_context(counter)
         torch.func.functional_call(model, replaced, args, kwargs)
     return counter
@@ -334,18 +244,6 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
 
 def _is_cuda(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_cuda
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    raise TypeError(
-        f"inputs must be a tensor, a tuple of arguments or a mapping of them; got {type(inputs).__name__}"
-    )
 
 
 # ---------------------------------------------------------------- which parameters are which

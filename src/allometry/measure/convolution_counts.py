@@ -7,20 +7,29 @@ The conventions are those of their published tables, so that numbers agree to th
 * A multiply-add is one flop here, not two as in `complexity`; a bias is one more for each element.
 * Activations are what convolutions, dense layers, attention products and pools with a window write.  Pools
   over the whole image, norms, activation functions and sums count nothing, for any of the three.
-* Nothing is computed: the network runs on the meta device, where tensors are shapes.
+* Nothing is computed: the network runs on the meta device, where tensors are shapes, unless it looks at
+  values; then it runs for real, once.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from allometry.measure.complexity import _arguments, _macs, _names, count_parameters
+from allometry.measure.complexity import count_parameters
+from allometry.measure.counting import (
+    Counter,
+    countable,
+    counted,
+    module_names,
+    operation_name,
+    plain_kernels,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -61,7 +70,8 @@ def convolution_counts(model: nn.Module, inputs: Any) -> ConvolutionCounts:
     model : nn.Module
         On any device, the meta device included; counted in evaluation mode and left as it is.
     inputs : Tensor, tuple or mapping
-        One argument, positional arguments, or keyword arguments of ``model``; only shapes and dtypes matter.
+        One argument, positional arguments, or keyword arguments of ``model``; only shapes and dtypes matter,
+        unless the forward pass looks at values.
 
     Returns
     -------
@@ -70,7 +80,12 @@ def convolution_counts(model: nn.Module, inputs: Any) -> ConvolutionCounts:
     Raises
     ------
     ValueError
-        The forward pass looks at values, which a count without computing does not have.
+        As `complexity`.
+
+    Warns
+    -----
+    UserWarning
+        As `complexity`.
 
     Examples
     --------
@@ -81,33 +96,8 @@ def convolution_counts(model: nn.Module, inputs: Any) -> ConvolutionCounts:
     """
     import pandas
 
-    args, kwargs = _arguments(inputs)
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
-    alike: dict[int, Tensor] = {}
-    replaced = {name: alike.setdefault(id(one), _shape_of(one)) for name, one in tensors.items()}
-    biases = {
-        id(alike[id(module.bias)])
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and isinstance(module.bias, Tensor)
-    }
-    modes = {module: module.training for module in model.modules()}
-    counter = _Counter(biases)
-    try:
-        model.eval()
-        with torch.no_grad(), _names(model, counter.running), counter:
-            torch.func.functional_call(
-                model, replaced, tree_map(_shape_of, args), tree_map(_shape_of, kwargs)
-            )
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
-            raise
-        raise ValueError(
-            f"the forward pass looks at values, and a count without computing has none ({error})"
-        ) from None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    model, args, kwargs = countable(model, inputs)
+    counter = counted(lambda fake: _count(model, args, kwargs, fake=fake), model)
     rows = [(*key, *counts) for key, counts in counter.rows.items()]
     table = pandas.DataFrame(rows, columns=["module", "operation", "calls", "flops", "activations"])
     return ConvolutionCounts(
@@ -121,34 +111,59 @@ def _shape_of(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
-class _Counter(TorchDispatchMode):
-    """Counts what passes through the dispatcher, under the name of the module that is running."""
+def _count(model: nn.Module, args: Any, kwargs: Any, *, fake: bool) -> _Counter:
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    if fake:
+        alike: dict[int, Tensor] = {}
+        replaced = {name: alike.setdefault(id(one), _shape_of(one)) for name, one in tensors.items()}
+        args, kwargs = tree_map(_shape_of, args), tree_map(_shape_of, kwargs)
+    else:
+        buffers = {name: one.clone() for name, one in model.named_buffers(remove_duplicate=False)}
+        replaced = tensors | buffers
+    biases = {
+        id(replaced[f"{name}.bias" if name else "bias"])
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and isinstance(module.bias, Tensor)
+    }
+    modes = {module: module.training for module in model.modules()}
+    counter = _Counter(biases)
+    try:
+        model.eval()
+        with contextlib.ExitStack() as stack:
+            for one in (
+                torch.no_grad(), torch.random.fork_rng([]), plain_kernels(),
+                module_names(model, counter.running), counter,
+            ):  # fmt: skip
+                stack.enter_context(one)
+            torch.func.functional_call(model, replaced, args, kwargs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return counter
+
+
+class _Counter(Counter):
+    """Counts biases and pools too."""
 
     def __init__(self, biases: set[int]) -> None:
         super().__init__()
-        self.rows: dict[tuple[str, str], tuple[int, int, int]] = {}
-        self.running = [""]
         self.biases = biases
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if name in _BATCH_NORMS:  # shapes go through; on the meta device it is decomposed, and takes longest
+        if operation_name(func) in _BATCH_NORMS and args[0].is_meta:
+            # shapes go through; on the meta device it is decomposed, and takes longest
             return tuple(torch.empty_like(args[0]) if k == 0 else args[0].new_empty(0) for k in range(3))
-        out = func(*args, **(kwargs or {}))
-        written = out[0] if isinstance(out, tuple | list) and out else out
-        macs = _macs(name, args, written)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def see(self, name: str, args: tuple[Any, ...], written: Any, macs: int | None) -> None:
+        """As in `complexity`, and an addition for each element that a bias is added to."""
         if macs is not None:
             biased = name in ("addmm", "addmv", "_addmm_activation")
             biased |= "convolution" in name and args[2] is not None
-            self._note(name, int(macs) + biased * int(written.numel()), int(written.numel()))
+            self.note(name, int(macs) + biased * int(written.numel()), int(written.numel()))
         elif name.startswith(_POOLS):
-            self._note(name, 0, int(written.numel()))
+            self.note(name, 0, int(written.numel()))
         elif name in ("add", "add_") and any(id(one) in self.biases for one in args):
             # a dense layer over inputs that are no matrix may add its bias by itself
-            self._note(name, int(written.numel()), 0)
-        return out
-
-    def _note(self, name: str, flops: int, activations: int) -> None:
-        key = (self.running[-1], name)
-        calls, before, written = self.rows.get(key, (0, 0, 0))
-        self.rows[key] = (calls + 1, before + flops, written + activations)
+            self.note(name, int(written.numel()), 0)
