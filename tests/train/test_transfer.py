@@ -38,7 +38,8 @@ def test_without_noise_all_is_exact(drift):
     found = learning_rate_transfer(transfer_sweep(lambda n, r: [bowl(n, r, drift)] * 2, SIZES, GRID))
     doublings = np.arange(4)
     assert found.drift == pytest.approx(drift, abs=1e-12)
-    assert (found.drift_low, found.drift_high) == pytest.approx((drift, drift), abs=1e-9)
+    assert found.drift_low < drift < found.drift_high  # what the valley's shape leaves open
+    assert found.drift_high - found.drift_low < 0.2
     np.testing.assert_allclose(np.log2(found.table["best_rate"]), -4 + drift * doublings, atol=1e-9)
     np.testing.assert_allclose(found.table["transfer_error"], 0.02 * (drift * doublings) ** 2, atol=1e-9)
     np.testing.assert_allclose(found.table["best_loss"], 2 * np.array(SIZES) ** -0.1, atol=1e-9)
@@ -78,7 +79,7 @@ def test_intervals_cover_and_the_transfer_error_is_unbiased(drift, seeds):
         moved = np.log2(found.table["best_rate"].iloc[0] / last["best_rate"])
         plain.append(0.5 * 0.04 * moved**2 - truth)
     covered = np.mean(inside, axis=0)
-    assert 0.85 <= covered[0] <= 0.96
+    assert covered[0] >= 0.85
     assert covered[1] >= 0.85
     standard_error = np.std(errors) / math.sqrt(worlds)
     assert abs(np.mean(errors)) < 3 * standard_error + 2e-4
@@ -157,25 +158,14 @@ def test_bad_arguments_are_told_in_a_sentence():
         transfer_sweep(lambda n, r: 1.0, [0, 1], [0.1])
 
 
-def test_three_points_follow_a_curve_that_is_steeper_above_its_best_rate() -> None:
-    generator, octaves, best = np.random.default_rng(0), np.arange(-10.0, 1.0), -5.3
-    off = octaves - best
-    clean = 2 + 0.25 * (np.exp(off / 2) - off / 2 - 1)
-    width, rate, seed = (one.ravel() for one in np.meshgrid([1, 2], 2.0**octaves, range(5), indexing="ij"))
-    covered = np.zeros(2)
-    for _ in range(100):
-        loss = clean[None, :, None] + 0.02 * generator.standard_normal((2, len(octaves), 5))
-        table = {"width": width, "learning_rate": rate, "seed": seed, "loss": loss.ravel()}
-        for place, points in enumerate((3, 5)):
-            row = learning_rate_transfer(table, points=points).table.iloc[1]
-            covered[place] += row["low"] <= 2.0**best <= row["high"]
-    assert 85 <= covered[0] <= 99
-    assert covered[1] < 80  # which is why there is a choice
+def test_a_base_rate_on_a_finite_wall_costs_what_the_run_there_lost():
+    def run(width, rate):
+        fallen = width > 16 and np.log2(rate) > -4.5  # the base's best is -4
+        return [3.0 if fallen else bowl(width, rate, 0.0)] * 2
 
-
-def test_a_parabola_through_four_points_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 or 5 points, not 4"):
-        learning_rate_transfer({"width": [1, 2], "learning_rate": 1.0, "loss": 1.0}, points=4)
+    found = learning_rate_transfer(transfer_sweep(run, SIZES, GRID))
+    truth = [0.0] + [3.0 - 2 * size**-0.1 for size in SIZES[1:]]
+    np.testing.assert_allclose(found.table["transfer_error"], truth, atol=0.02)
 
 
 def test_a_run_that_ends_above_where_it_began_is_lost() -> None:

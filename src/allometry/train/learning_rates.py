@@ -1,8 +1,8 @@
 """The best learning rate, and the largest that still trains, from short runs.
 
-* Around its minimum the loss is close to a parabola in the logarithm of the rate, so the best rate is the
-  vertex of a parabola through the points about the lowest one. Where each rate was run with several seeds,
-  the jackknife over seeds gives the interval; with one run a rate it comes from the misfit.
+* The best rate is the bottom of a valley that may be skewed and end at a wall
+  (:mod:`allometry.train.valley`). Where each rate was run with several seeds, the jackknife over seeds gives
+  the interval's noise; with one run a rate it comes from the misfit.
 * A lowest point at the edge of the grid, or beside a lost run, is a bound and no minimum, and is said to be.
 * A lost run is a row with its status, never a missing row.
 * The largest stable rate is found by bisection in the logarithm (learning-rate sensitivity in the manner of
@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+
+from allometry.train.valley import Valley, unbroken
 
 Edge = Literal["low", "high"]
 
@@ -99,8 +101,8 @@ class BestRate:
     edge : "low", "high" or None
         The end of the usable grid at which the lowest point lies. A neighbour that diverged counts as an end.
     by : "seeds", "misfit" or "edge"
-        What the interval comes from. With three points and one seed a parabola has no misfit: the interval
-        is then the spacing of the grid.
+        What the interval's noise comes from. With three rates and one seed a parabola has no misfit: the
+        interval is then the spacing of the grid.
     """
 
     rate: float
@@ -112,16 +114,14 @@ class BestRate:
     by: Literal["seeds", "misfit", "spacing", "edge"]
 
 
-def best_learning_rate(curve: pd.DataFrame, *, points: int = 5) -> BestRate:
-    """The vertex of a parabola in log rate through the points about the lowest.
+def best_learning_rate(curve: pd.DataFrame) -> BestRate:
+    """The best rate of a sweep, with its interval.
 
     Parameters
     ----------
     curve : DataFrame
         ``learning_rate``, ``loss`` and, where known, ``status`` and ``seed``, as from
         :func:`learning_rate_sweep`.
-    points : 3 or 5
-        How many rates the parabola is fitted through, fewer where the grid ends or a run was lost.
 
     Raises
     ------
@@ -135,8 +135,6 @@ def best_learning_rate(curve: pd.DataFrame, *, points: int = 5) -> BestRate:
     """
     if not {"learning_rate", "loss"} <= set(curve.columns):
         raise ValueError(f"the curve needs columns learning_rate and loss, got {list(curve.columns)}")
-    if points not in (3, 5):
-        raise ValueError(f"the parabola goes through 3 or 5 points, got points={points}")
     values = curve["loss"].to_numpy(dtype=float)
     good = np.isfinite(values)
     if "status" in curve:
@@ -146,86 +144,19 @@ def best_learning_rate(curve: pd.DataFrame, *, points: int = 5) -> BestRate:
     if not fine.any():
         raise ValueError("every run of the sweep was lost; try lower learning rates")
     means = np.bincount(row, weights=np.where(good, values, 0.0)) / np.bincount(row)
-    losses = np.where(fine, means, np.inf)
-    lowest = int(np.argmin(losses))
-    at_low = lowest == 0 or not fine[lowest - 1]
-    at_high = lowest == len(rates) - 1 or not fine[lowest + 1]
-    if at_low or at_high:
-        low = 0.0 if at_low else float(rates[lowest - 1])
-        high = math.inf if at_high else float(rates[lowest + 1])
-        edge: Edge = "high" if at_high else "low"
-        return BestRate(float(rates[lowest]), low, high, float(losses[lowest]), math.nan, edge, "edge")
-    near = _near(fine, lowest, (points - 1) // 2)
-    x = np.log2(rates[near])
-    vertex, bottom, curvature, misfit = _parabola(x, losses[near])
-    seeds = np.empty((0, 0))
+    usable = unbroken(means, fine)
+    runs = means[usable, None]
     if "seed" in curve:
         names, column = np.unique(curve["seed"].to_numpy(), return_inverse=True)
         seeds = np.full((len(rates), len(names)), np.nan)
         seeds[row, column] = values
-        seeds = seeds[near]
-    spacing = float(max(x[k + 1] - x[k] for k in range(len(x) - 1)))
-    by: Literal["seeds", "misfit", "spacing"]
-    if seeds.size and seeds.shape[1] > 1 and np.isfinite(seeds).all():
-        # jackknife: the vertex of a single noisy run may not exist, that of all but one nearly always does
-        count = seeds.shape[1]
-        left = [_parabola(x, np.delete(seeds, seed, axis=1).mean(axis=1))[0] for seed in range(count)]
-        error = math.sqrt((count - 1) / count * float(np.square(np.array(left) - np.mean(left)).sum()))
-        half, by = _student(count - 1) * error, "seeds"
-    elif misfit is not None:
-        half, by = misfit * _student(len(x) - 3), "misfit"
-    else:
-        half, by = spacing, "spacing"
+        if np.isfinite(seeds[usable]).all():
+            runs = seeds[usable]
+    found = Valley.of(np.log2(rates[usable]), runs, 0.95)
     return BestRate(
-        float(2.0**vertex),
-        float(2.0 ** (vertex - half)),
-        float(2.0 ** (vertex + half)),
-        bottom,
-        curvature,
-        None,
-        by,
-    )
-
-
-def _near(fine: np.ndarray, lowest: int, reach: int) -> slice:
-    """Usable neighbours on both sides of the lowest point, unbroken."""
-    start = end = lowest
-    while start > 0 and fine[start - 1] and lowest - start < reach:
-        start -= 1
-    while end < len(fine) - 1 and fine[end + 1] and end - lowest < reach:
-        end += 1
-    return slice(start, end + 1)
-
-
-def _parabola(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float | None]:
-    """Vertex, loss there, second derivative, and the standard error of the vertex where there is a misfit.
-
-    A fit that is not convex, or whose vertex leaves the points, falls back on the three about the lowest.
-    """
-    centre = x[int(np.argmin(y))]
-    shifted = x - centre
-    design = np.stack([np.ones_like(shifted), shifted, shifted**2], axis=1)
-    (c, b, a), *_ = np.linalg.lstsq(design, y, rcond=None)
-    vertex = -b / (2 * a) if a > 0 else math.nan
-    if not shifted[0] <= vertex <= shifted[-1]:
-        lowest = int(np.clip(np.argmin(y), 1, len(x) - 2))
-        if len(x) > 3:
-            return _parabola(x[lowest - 1 : lowest + 2], y[lowest - 1 : lowest + 2])
-        return float(centre), float(y.min()), float(2 * max(a, 0.0)), None
-    error = None
-    spare = len(x) - 3
-    if spare > 0:
-        noise = float(np.square(y - design @ np.array([c, b, a])).sum()) / spare
-        covariance = noise * np.linalg.inv(design.T @ design)
-        slope = np.array([0.0, -1 / (2 * a), b / (2 * a * a)])  # of the vertex in (c, b, a)
-        error = math.sqrt(max(0.0, float(slope @ covariance @ slope)))
-    return float(centre + vertex), float(c - b * b / (4 * a)), float(2 * a), error
-
-
-def _student(freedom: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom))
+        float(2.0 ** found.best[0]), 2.0**found.low, 2.0**found.high, float(found.bottom[0]), found.curvature,
+        found.edge or None, found.by,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 The question of Greg Yang and others, "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
 Hyperparameter Transfer", 2022, arXiv:2203.03466, of any model and any size: width, depth, tokens.
 
-* At each size the mean loss over seeds is a parabola in the logarithm of the rate about its lowest point.
-  Losses rise like a wall where training is about to fail, which is no parabola, so that points count by the
-  inverse square of how far they lie above the lowest.
+* At each size the best rate is the bottom of the valley of the seeds' mean losses, which may be skewed and
+  end at a wall (:mod:`allometry.train.valley`).
 * *Drift* is the slope of log best rate in log size: 0 where the rate carries over, about -1 in width for Adam
   under standard parametrization.
 * *Transfer error*, in the loss's unit, is the loss at the rate that was tuned at the base size, less the loss
   at the size's own best rate.
 * Seeds are the units: what they have in common across rates and sizes stays together. The jackknife over them
-  gives the intervals, and takes off the bias of the transfer error, which noise in either optimum makes too
-  large (half the curvature times the variance of the distance between them).
+  gives the intervals, which are widened by what the valleys' shape leaves open, and takes off the bias of the
+  transfer error, which noise in either optimum makes too large (half the curvature times the variance of the
+  distance between them).
 * An optimum at the end of a grid, or beside a lost run, is a bound: it is no part of the drift, and is said
   to be one. Where the base's rate loses a run the transfer error is infinite.
 """
@@ -22,13 +22,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from allometry.train.learning_rates import learning_rate_sweep
+from allometry.train.valley import Valley, unbroken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +94,7 @@ class RateTransfer:
     table : DataFrame
         A row a size: ``best_rate`` with ``low`` and ``high``, ``edge`` ("low", "high" or empty: the best rate
         is then that end of the usable grid), ``best_loss``, ``transfer_error`` with ``error_low`` and
-        ``error_high``; nan where one seed tells no interval.
+        ``error_high``; nan where one seed tells no interval. Of best rates it then tells the misfit.
     drift, drift_low, drift_high : float
         Exponent of the best rate in the size; nan where fewer than two optima lie inside their grids.
     level : float
@@ -124,7 +125,7 @@ class RateTransfer:
         return f"{told}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Loss against rate: optima, rates that lost runs (crossed), the rate that is carried over."""
+        """Loss against rate: optima with intervals, rates that lost runs (crossed), the rate carried over."""
         import matplotlib.pyplot as plt
 
         if ax is None:
@@ -140,6 +141,7 @@ class RateTransfer:
             ax.plot(x[lost], y[lost], color=tone, marker="x", markersize=9, linestyle="none")
             if not row.edge:
                 ax.plot(row.best_rate, row.best_loss, marker="D", markersize=7, color=tone, zorder=3)
+                ax.hlines(row.best_loss, row.low, row.high, color=tone, linewidth=1.5, linestyle=":")
         carried = self.table.loc[self.table[self.size] == self.base, "best_rate"].iloc[0]
         ax.axvline(carried, color="0.5", linewidth=1, linestyle="--", zorder=0)
         best, worst = self.table["best_loss"].min(), self.curves["loss"].max()
@@ -156,7 +158,6 @@ def learning_rate_transfer(
     *,
     base: float | None = None,
     level: float = 0.95,
-    points: Literal[3, 5] = 5,
     lost_above: float = math.inf,
 ) -> RateTransfer:
     """Optimum at each size, drift, and transfer error, from a table of runs.
@@ -173,12 +174,6 @@ def learning_rate_transfer(
         The size where the rate is tuned; the smallest by default.
     level : float
         Share of the intervals.
-    points : 3 or 5
-        Rates that a parabola goes through. Five are steadier where curves are as steep on one side as on the
-        other. Three follow one that is not: of a curve twice as high two octaves above its best rate as two
-        below, on a grid of octaves, five points' intervals of best rates held the truth in 30 to 70 % of
-        simulated sweeps, three points' in 90 %. Beside a wall, a rate at which some runs end far above where
-        they began, three points bend into it and their lowest loss is too low: call such runs "diverged".
     lost_above : float
         A run that ends above this loss was lost; the loss at initialization is a good choice. Runs that
         explode often end finite, and rates beside such a wall are no best rates.
@@ -197,8 +192,6 @@ def learning_rate_transfer(
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    if points not in (3, 5):
-        raise ValueError(f"a parabola goes through 3 or 5 points, not {points}")
     frame = _checked(pd.DataFrame(table), size)
     frame.loc[frame["loss"] > lost_above, "loss"] = np.nan
     sizes = sorted(frame[size].unique())
@@ -207,130 +200,70 @@ def learning_rate_transfer(
         raise ValueError(
             f"base {base:g} is no {size} of the table; it has {', '.join(f'{s:g}' for s in sizes)}"
         )
-    parts = {one: _Curve.of(part, f"{size} {one:g}", (points - 1) // 2) for one, part in frame.groupby(size)}
-    carried = parts[base].best  # (1 + S,): of all seeds, then without each in turn
-    best = np.stack([parts[one].best for one in sizes])  # (sizes, 1 + S)
-    error = np.stack([parts[one].at(carried) - parts[one].bottom for one in sizes])
+    found = {one: _curve(part, f"{size} {one:g}", level) for one, part in frame.groupby(size)}
+    valleys = [found[one][0] for one in sizes]
+    carried = found[base][0].best  # (1 + S,): of all seeds, then without each in turn
+    best = np.stack([one.best for one in valleys])  # (sizes, 1 + S)
+    error = np.stack([one.at(carried) - one.bottom for one in valleys])
     count = best.shape[1] - 1
-    half = np.array([_half(row[1:], level) for row in best])
-    edges = [parts[one].edge for one in sizes]
     known = np.isfinite(error).all(axis=1)
     shrunk, wide = np.where(known, error[:, 0], np.inf), np.full(len(sizes), np.nan)
     if count > 1:
         kept = error[known]
         shrunk[known] = count * kept[:, 0] - (count - 1) * kept[:, 1:].mean(axis=1)
-        wide[known] = [_half(row[1:], level) for row in kept]
-    inside = np.array([not one for one in edges])
+        tuned = found[base][0]
+        askew = 0.0 if tuned.edge else tuned.shape_error
+        for i in np.flatnonzero(known):
+            # the rate that is tuned at the base may be off by what its valley's shape leaves open
+            ends = [
+                min(max(carried[0] + side, valleys[i].x[0]), valleys[i].x[-1]) for side in (-askew, askew)
+            ]
+            high, low = (valleys[i].at(np.full(1 + count, one))[0] for one in reversed(ends))
+            shape = 0.0 if sizes[i] == base else _normal(level) * float(high - low) / 2
+            wide[i] = math.hypot(_half(error[i, 1:], level), shape)
+    inside = np.array([not one.edge for one in valleys])
     drift, off = math.nan, math.nan
     if inside.sum() > 1:
         x = np.log2(np.array(sizes, dtype=float)[inside])
-        slopes = (x - x.mean()) @ best[inside] / np.square(x - x.mean()).sum()
-        drift, off = float(slopes[0]), _half(slopes[1:], level)
-    low, high = 2.0 ** (best[:, 0] - half), 2.0 ** (best[:, 0] + half)
+        share = (x - x.mean()) / np.square(x - x.mean()).sum()
+        slopes = share @ best[inside]
+        open_shape = float(np.linalg.norm(share * [one.shape_error for one in valleys if not one.edge]))
+        drift = float(slopes[0])
+        off = math.hypot(_half(slopes[1:], level), _normal(level) * open_shape)
     out = pd.DataFrame({
-        size: sizes, "best_rate": 2.0 ** best[:, 0],
-        "low": np.where([one == "low" for one in edges], 0.0, low),
-        "high": np.where([one == "high" for one in edges], np.inf, high),
-        "edge": edges, "best_loss": [parts[one].bottom[0] for one in sizes],
+        size: sizes, "best_rate": 2.0 ** best[:, 0], "low": [2.0**one.low for one in valleys],
+        "high": [2.0**one.high for one in valleys], "edge": [one.edge for one in valleys],
+        "best_loss": [one.bottom[0] for one in valleys],
         "transfer_error": shrunk, "error_low": shrunk - wide, "error_high": shrunk + wide,
     })  # fmt: skip
-    curves = pd.concat([parts[one].curve.assign(**{size: one}) for one in sizes], ignore_index=True)
+    curves = pd.concat([found[one][1].assign(**{size: one}) for one in sizes], ignore_index=True)
     return RateTransfer(
         size, base, out, drift, drift - off, drift + off, level, max(count, 1),
         curves[[size, "learning_rate", "loss", "spread", "lost"]],
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """Loss against log2 rate at one size, of all seeds (place 0) and without each in turn (places 1 to S)."""
-
-    x: Array  # (k,) log2 of usable rates, unbroken about the lowest
-    losses: Array  # (k, 1 + S)
-    near: slice  # the parabola's points
-    theta: Array  # (3, 1 + S) coefficients about the lowest point's rate
-    centre: float
-    best: Array  # (1 + S,) log2
-    bottom: Array  # (1 + S,)
-    edge: str
-    curve: pd.DataFrame
-
-    @classmethod
-    def of(cls, part: pd.DataFrame, what: str, reach: int) -> _Curve:
-        grid = part.pivot(index="learning_rate", columns="seed", values="loss")
-        values, rates = grid.to_numpy(dtype=float), grid.index.to_numpy(dtype=float)
-        good = np.isfinite(values)
-        if len(rates) < 3:
-            raise ValueError(f"{what} has {len(rates)} learning rates; a best one takes three or more")
-        fine = good.all(axis=1)
-        if not fine.any():
-            raise ValueError(f"every rate of {what} lost a run; try lower learning rates")
-        with np.errstate(invalid="ignore"):
-            means = np.where(
-                good.any(axis=1), np.nansum(values, axis=1) / np.maximum(good.sum(axis=1), 1), np.nan
-            )
-            centred = np.where(good, values - means[:, None], 0.0)
-            free = good.sum(axis=1) - 1
-            spread = np.sqrt(np.square(centred).sum(axis=1) / np.where(free > 0, free, np.nan))
-        curve = pd.DataFrame(
-            {"learning_rate": rates, "loss": means, "spread": spread, "lost": 1 - good.mean(axis=1)}
+def _curve(part: pd.DataFrame, what: str, level: float) -> tuple[Valley, pd.DataFrame]:
+    """The valley through the usable rates of one size, and what every rate came to."""
+    grid = part.pivot(index="learning_rate", columns="seed", values="loss")
+    values, rates = grid.to_numpy(dtype=float), grid.index.to_numpy(dtype=float)
+    good = np.isfinite(values)
+    if len(rates) < 3:
+        raise ValueError(f"{what} has {len(rates)} learning rates; a best one takes three or more")
+    if not good.all(axis=1).any():
+        raise ValueError(f"every rate of {what} lost a run; try lower learning rates")
+    with np.errstate(invalid="ignore"):
+        means = np.where(
+            good.any(axis=1), np.nansum(values, axis=1) / np.maximum(good.sum(axis=1), 1), np.nan
         )
-        lowest = int(np.argmin(np.where(fine, means, np.inf)))
-        start, end = lowest, lowest
-        while start > 0 and fine[start - 1]:
-            start -= 1
-        while end < len(rates) - 1 and fine[end + 1]:
-            end += 1
-        x, kept = np.log2(rates[start : end + 1]), values[start : end + 1]
-        lowest -= start
-        count = kept.shape[1]
-        whole = kept.mean(axis=1, keepdims=True)
-        losses = np.hstack([whole, (count * whole - kept) / (count - 1)]) if count > 1 else whole
-        edge = "low" if lowest == 0 else "high" if lowest == len(x) - 1 else ""
-        near = slice(max(0, lowest - reach), lowest + reach + 1)
-        centre = float(x[lowest])
-        theta, best, bottom = _vertices(x[near] - centre, losses[near])
-        if edge:
-            best, bottom = np.zeros_like(best), losses[lowest].copy()
-        return cls(x, losses, near, theta, centre, best + centre, bottom, edge, curve)
-
-    def at(self, log_rates: Array) -> Array:
-        """Loss at rates (1 + S,): the parabola's within its points, else on straight lines; inf if lost."""
-        if not self.x[0] - 1e-9 <= log_rates[0] <= self.x[-1] + 1e-9:
-            return np.full(len(log_rates), np.inf)
-        log_rates = np.clip(log_rates, self.x[0], self.x[-1])  # without a seed it may lie a little beyond
-        off = log_rates - self.centre
-        inner = self.x[self.near]
-        told = self.theta[0] + self.theta[1] * off + self.theta[2] * off**2
-        place = np.clip(np.searchsorted(self.x, log_rates) - 1, 0, max(len(self.x) - 2, 0))
-        lines = np.arange(self.losses.shape[1])
-        if len(self.x) > 1:
-            left, right = self.losses[place, lines], self.losses[place + 1, lines]
-            share = (log_rates - self.x[place]) / (self.x[place + 1] - self.x[place])
-            straight = left + share * (right - left)
-        else:
-            straight = self.losses[0]
-        within = (log_rates >= inner[0]) & (log_rates <= inner[-1]) & (not self.edge)
-        return np.where(within, told, straight)
-
-
-def _vertices(x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Parabolas through columns of ``y`` (k, c): coefficients (3, c), vertices and bottoms (c,).
-
-    Column 0 decides what points count for. The unit is the second smallest rise: of the two neighbours the
-    larger, where the curve is a parabola, and of the gentle side's, where the other is a wall.
-    """
-    rise = y[:, 0] - y[:, 0].min()
-    unit = np.sort(rise)[min(2, len(rise) - 1)]
-    root = 1.0 / np.hypot(1.0, rise / unit) if unit > 0 else np.ones_like(rise)
-    design = np.stack([np.ones_like(x), x, x**2], axis=1)
-    theta = np.linalg.pinv(root[:, None] * design) @ (root[:, None] * y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = np.where(theta[2] > 0, -theta[1] / (2 * theta[2]), np.nan)
-    place = np.argmin(y, axis=0)  # where a curve has no bottom among its points
-    below, above = x[np.maximum(place - 1, 0)], x[np.minimum(place + 1, len(x) - 1)]
-    vertex = np.where(np.isfinite(vertex), np.clip(vertex, below, above), x[place])
-    return theta, vertex, theta[0] + theta[1] * vertex + theta[2] * vertex**2
+        centred = np.where(good, values - means[:, None], 0.0)
+        free = good.sum(axis=1) - 1
+        spread = np.sqrt(np.square(centred).sum(axis=1) / np.where(free > 0, free, np.nan))
+    usable = unbroken(means, good.all(axis=1))
+    told = pd.DataFrame(
+        {"learning_rate": rates, "loss": means, "spread": spread, "lost": 1 - good.mean(axis=1)}
+    )
+    return Valley.of(np.log2(rates[usable]), values[usable], level), told
 
 
 def _half(left_out: Array, level: float) -> float:
@@ -342,6 +275,12 @@ def _half(left_out: Array, level: float) -> float:
         return math.nan
     error = math.sqrt((count - 1) / count * float(np.square(left_out - left_out.mean()).sum()))
     return float(t.ppf((1 + level) / 2, count - 1)) * error
+
+
+def _normal(level: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf((1 + level) / 2))
 
 
 def _checked(frame: pd.DataFrame, size: str) -> pd.DataFrame:
