@@ -170,7 +170,7 @@ def _inside(x: Array, runs: Array, losses: Array, lowest: int, level: float) -> 
     smoother = _smoother(off, weight, _SKEW * bend)
     cubic = smoother @ losses[near]  # (4, 1 + S)
     vertex = _vertex(cubic, bracket, off, losses[near])
-    bottom: Array = np.polynomial.polynomial.polyval(vertex, cubic, tensor=False)
+    bottom = np.asarray(np.polynomial.polynomial.polyval(vertex, cubic, tensor=False), dtype=np.float64)
 
     place = float(vertex[0])
     curvature = float(2 * cubic[2, 0] + 6 * cubic[3, 0] * place)
