@@ -191,3 +191,12 @@ def test_drift_of_a_kernel_that_only_grows():
     assert drift.similarity == pytest.approx(1.0)
     assert drift.target_before == pytest.approx(drift.target_after)
     assert kernel_drift(own.ntk, y @ y.mT, y).target_after == pytest.approx(1.0)
+
+
+def test_a_number_of_steps_stands_for_places_up_to_it():
+    model, x = nn.Linear(3, 1), torch.eye(3)
+    found = follow_training(model, x, torch.ones(3), steps=100)
+    assert found["step"].tolist()[:3] == [0, 1, 2] and found["step"].iloc[-1] == 100
+    assert follow_training(model, x, torch.ones(3), steps=1)["step"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="steps increase, from 0 or more; got \\[-3\\]"):
+        follow_training(model, x, torch.ones(3), steps=-3)

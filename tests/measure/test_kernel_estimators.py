@@ -51,3 +51,10 @@ def test_parameters_can_be_searched():
     x = np.random.default_rng(0).normal(size=(40, 3))
     search = GridSearchCV(NTKRegressor(), {"depth": [1, 3], "activation": ["relu", "erf"]}, cv=2)
     assert search.fit(x, np.abs(x[:, 0])).best_params_["depth"] == 3
+
+
+@pytest.mark.parametrize("given", [{"ridge": -1}, {"time": 0}, {"kernel": "rbf"}, {"depth": 0}])
+def test_values_that_make_no_kernel_are_named(given):
+    x = np.eye(3)
+    with pytest.raises(ValueError, match=rf"{next(iter(given))}.*got {next(iter(given.values()))!r}$"):
+        NTKRegressor(**given).fit(x, x[0])

@@ -316,7 +316,7 @@ def follow_training(
     x: Any,
     targets: Tensor,
     *,
-    steps: Sequence[int],
+    steps: int | Sequence[int],
     learning_rate: float | None = None,
     reduce: Literal["full", "trace"] = "full",
     outputs: Callable[[Any], Tensor] | None = None,
@@ -329,8 +329,8 @@ def follow_training(
         Is left as it is.
     x : inputs of N samples
     targets : Tensor, shape (N,) or (N, k)
-    steps : increasing sequence of int
-        When to look.
+    steps : increasing sequence of int, or int
+        When to look; a number stands for 0 and a dozen places up to it, evenly in the logarithm.
     learning_rate : float, optional
         Of ½ · mean ‖f − y‖²; by default half of the largest that the first kernel allows.
     reduce, outputs
@@ -354,6 +354,8 @@ def follow_training(
     >>> bool((found["loss"] - found["predicted"]).abs().max() < 1e-6)  # a linear model is lazy
     True
     """
+    if isinstance(steps, int):
+        steps = sorted({0, *(round(steps ** (place / 11)) for place in range(12))}) if steps > 0 else [steps]
     marks = [int(one) for one in steps]
     if not marks or marks[0] < 0 or marks != sorted(set(marks)):
         raise ValueError(f"steps increase, from 0 or more; got {list(steps)}")

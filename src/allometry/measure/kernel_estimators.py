@@ -39,14 +39,18 @@ class _TangentKernel(BaseEstimator):
     def _kernel(self, x: Any, z: Any = None) -> torch.Tensor:
         if self.kernel not in ("ntk", "nngp"):
             raise ValueError(f"kernel is 'ntk' or 'nngp'; got {self.kernel!r}")
+        if not self.ridge >= 0:
+            raise ValueError(f"ridge is at least 0; got {self.ridge!r}")
+        if not self.time > 0:
+            raise ValueError(f"time is above 0, inf for the end; got {self.time!r}")
         architecture = Architecture(self.depth, self.activation, self.weight_std, self.bias_std)
-        other = None if z is None else torch.as_tensor(np.ascontiguousarray(z))
-        found = analytic_kernels(torch.as_tensor(np.ascontiguousarray(x)), other, architecture)
+        other = None if z is None else torch.tensor(np.asarray(z))
+        found = analytic_kernels(torch.tensor(np.asarray(x)), other, architecture)
         return getattr(found, self.kernel)
 
     def _learn(self, x: Any, y: Any) -> None:
         kernel = self._kernel(x)
-        targets = torch.as_tensor(np.asarray(y, dtype=np.float64))
+        targets = torch.tensor(np.asarray(y, dtype=np.float64))
         self.offset_ = targets.mean(0)
         scale = float(kernel.diagonal().mean())
         self.dynamics_ = KernelDynamics(
