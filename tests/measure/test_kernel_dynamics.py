@@ -196,7 +196,8 @@ def test_drift_of_a_kernel_that_only_grows():
 def test_a_number_of_steps_stands_for_places_up_to_it():
     model, x = nn.Linear(3, 1), torch.eye(3)
     found = follow_training(model, x, torch.ones(3), steps=100)
-    assert found["step"].tolist()[:3] == [0, 1, 2] and found["step"].iloc[-1] == 100
+    assert found["step"].tolist()[:3] == [0, 1, 2]
+    assert found["step"].iloc[-1] == 100
     assert follow_training(model, x, torch.ones(3), steps=1)["step"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="steps increase, from 0 or more; got \\[-3\\]"):
         follow_training(model, x, torch.ones(3), steps=-3)
