@@ -1,5 +1,6 @@
 """Compound scaling: exact exponents before rounding, the published scaler's networks after it."""
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from allometry.grow import choose_scaling, compound_scale, configuration_counts, scaling_factors
-from allometry.models import EfficientNetConfig, RegNetConfig, regnet_config, resnet_config
+from allometry.models import EfficientNetConfig, RegNetConfig, ResNetRSConfig, regnet_config, resnet_config
 
 Y4 = regnet_config("Y-4.0GF")
 RULES = ("d", "w", "r", "dw", "dr", "wr", "dwr", "fast", "d1_w8_g8_r1", {"d": 2, "w": 0.5})
@@ -125,6 +126,92 @@ def test_a_budget_of_time_is_kept():
     choice = choose_scaling(small, 6, budget="time", candidates=("w1_g1", "fast"), repeats=5, batch=16)
     assert (choice.table["flops"] > 1.5).all()
     assert (choice.table["slower"] > 1).all()
+
+
+TINY = RegNetConfig(
+    (16, 32, 64), (1, 1, 4), (8, 8, 8), stem="small", stem_width=8, resolution=16, classes=10
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [TINY, ResNetRSConfig((1, 1), 8, "deep_tiny", resolution=14)])
+def test_more_is_never_less(config):
+    """What a rule reaches grows with the budget, and what is recommended is within a tenth, or it is said."""
+    reached = []
+    for factor in (0.5, 1.3, 1.7, 4.0):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            choice = choose_scaling(config, factor, candidates="fast")
+        off = abs(math.log(choice.best.flops / factor))
+        assert (off > math.log(1.1)) == any("more than a tenth off" in str(one.message) for one in said)
+        reached.append(choice.best.flops)
+    assert reached == sorted(reached)
+
+
+def test_a_rule_that_falls_short_is_not_recommended_for_being_cheap():
+    """At 1.7 times, rounding leaves uniform compounding at 0.7 of the budget, with the fewest activations."""
+    choice = choose_scaling(TINY, 1.7, candidates=("dwr", "fast", "w1_g1", "d1_w4_g4"))
+    missed = (choice.table["flops"] / 1.7).map(math.log).abs()
+    assert missed[choice.best.rule] <= math.log(1.1) < missed.max()
+
+
+def test_the_nearest_size_is_found():
+    """Against factors asked for in steps of four hundredths."""
+    base = configuration_counts(TINY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        asked = [math.exp(k / 25) * 1.7 for k in range(-10, 11)]
+        every = {compound_scale(TINY, "fast", one, base=base).flops for one in asked}
+        found = choose_scaling(TINY, 1.7, candidates=["fast"]).best.flops
+    best = min(abs(math.log(one / 1.7)) for one in every)
+    assert abs(math.log(found / 1.7)) <= max(best, 0.02) + 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A family of one's own, over tokens and not images."""
+
+    width: int = 32
+    layers: int = 2
+    length: int = 16
+
+    def example(self, batch):
+        return torch.zeros(batch, self.length, dtype=torch.long)
+
+    def scaled(self, *, depth, width, group, resolution):
+        return Encoder(
+            4 * round(self.width * width / 4), round(self.layers * depth), round(self.length * resolution**2)
+        )
+
+    def build(self):
+        layer = torch.nn.TransformerEncoderLayer(self.width, 4, 4 * self.width, batch_first=True)
+        return torch.nn.Sequential(
+            torch.nn.Embedding(50, self.width), torch.nn.TransformerEncoder(layer, self.layers)
+        )
+
+
+def test_a_family_of_ones_own_is_scaled():
+    base = configuration_counts(Encoder()).flops
+    dense = 16 * 2 * (12 * 32**2 + 9 * 32)  # multiply-adds and biases of the four, and of the two
+    assert base == dense + 2 * 2 * 16 * 16 * 32
+    choice = choose_scaling(Encoder(), 4, candidates=("w", "dw", "d"), mode="infer", batch=2, repeats=1)
+    assert choice.best.flops == pytest.approx(4, rel=0.1)
+    assert choice.table["seconds"].gt(0).all()
+    assert choice.scaled["w"].config.layers == 2 == choice.scaled["d"].config.layers // 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"factor": 0}, ValueError, "factor must be finite and above 0; got 0"),
+        ({"factor": "4"}, ValueError, "factor must be finite and above 0; got '4'"),
+        ({"budget": "params"}, ValueError, "budget is"), ({"candidates": ()}, ValueError, "a candidate"),
+        ({"batch": 0}, ValueError, "a batch"),
+        ({"config": torch.nn.Linear(2, 2)}, TypeError, "Linear has not"),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_refused(settings, error, match):
+    with pytest.raises(error, match=match):
+        choose_scaling(**{"config": TINY, "factor": 2, **settings})
 
 
 def test_a_scaled_network_runs():

@@ -42,6 +42,13 @@ def test_the_regime_is_read_off_losses():
     assert scaling_regime(0.3, 0.4, gap=0.5) == "underfit"
 
 
+def test_what_depth_cannot_reach_is_said():
+    """A quarter of ResNet-RS-50 would need less than one block in a stage."""
+    with pytest.warns(UserWarning, match="asked for 0.25 times"):
+        found = resnet_rs_rule(RS50, 0.25, "overfit")
+    assert found.config.depths == (1, 1, 1, 1)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="regime is"):
         resnet_rs_rule(RS50, 2, "both")

@@ -63,6 +63,24 @@ def test_another_librarys_regnet_has_the_same_counts(layer):
         assert found[1].flops == 3_973_301_344
 
 
+@pytest.mark.parametrize(("layer", "first"), [("x", True), ("y", False)])
+def test_a_configuration_of_another_library_is_taken_over(layer, first):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.RegNetConfig(
+        hidden_sizes=[24, 48, 96], depths=[1, 2, 1], groups_width=8, layer_type=layer, num_labels=7,
+        downsample_in_first_stage=first, embedding_size=16, num_channels=1,
+    )  # fmt: skip
+    ours = RegNetConfig.from_transformers(config, resolution=40)
+    with torch.device("meta"):
+        networks = (transformers.RegNetForImageClassification(config), ours.build())
+    found = [convolution_counts(one, torch.zeros(1, 1, 40, 40)) for one in networks]
+    assert found[0].parameters == found[1].parameters
+    assert (found[0].flops, found[0].activations) == (found[1].flops, found[1].activations)
+    config.hidden_act = "gelu"
+    with pytest.raises(ValueError, match="ReLU here"):
+        RegNetConfig.from_transformers(config)
+
+
 def test_attention_writes_its_scores():
     """Two products a head: (L, D/H) with (D/H, L), and (L, L) with (L, D/H), beside four dense layers."""
     length, width, heads = 6, 8, 2

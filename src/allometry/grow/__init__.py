@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from allometry.rooms import open_room
 
 if TYPE_CHECKING:
+    from allometry.grow.choice import Choice, choose_scaling
     from allometry.grow.compound import (
-        Choice,
         Factors,
         ScaledConfig,
-        choose_scaling,
         compound_scale,
         configuration_counts,
         scaling_factors,
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 open_room(
     __name__,
     {
-        "compound": ["Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale",
-            "configuration_counts", "scaling_factors"],
+        "choice": ["Choice", "choose_scaling"],
+        "compound": ["Factors", "ScaledConfig", "compound_scale", "configuration_counts", "scaling_factors"],
         "resnet_rs": ["resnet_rs_rule", "scaling_regime"],
     },
 )  # fmt: skip

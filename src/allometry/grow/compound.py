@@ -14,32 +14,34 @@ Tan and Le, "EfficientNet", 2019. arXiv:1905.11946 (compound scaling itself)
 from __future__ import annotations
 
 import math
+import numbers
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from allometry.measure.convolution_counts import ConvolutionCounts, convolution_counts
 
-if TYPE_CHECKING:
-    import pandas
-
 __all__ = [
-    "Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale", "configuration_counts",
+    "Factors", "ScaledConfig", "compound_scale", "configuration_counts",
     "scaling_factors",
 ]  # fmt: skip
 
 Rule = str | Mapping[str, float]
 _LETTERS = {"d": "depth", "w": "width", "g": "group", "r": "resolution"}
-_ACCURATE = ("d1_w1_g1_r1", "d1_w1_g1", "fast")
+TENTH = math.log(1.1)
 
 
 class Scalable(Protocol):
-    """What can be scaled: `RegNetConfig`, `EfficientNetConfig`, `ResNetRSConfig`, or one's own."""
+    """What can be scaled: `RegNetConfig`, `EfficientNetConfig`, `ResNetRSConfig`, or one's own.
+
+    A family that does not take images has ``example(batch)`` instead of ``input_shape``: what its networks'
+    forward pass is given, as `convolution_counts` takes it.
+    """
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -115,24 +117,6 @@ class ScaledConfig:
     counts: ConvolutionCounts
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What `choose_scaling` recommends.
-
-    Attributes
-    ----------
-    best : ScaledConfig
-    table : pandas.DataFrame
-        One row a rule: factor asked for, factors of ``flops``, ``parameters``, ``activations``, ``seconds``
-        (of one pass; NaN where nothing was timed), and ``slower``, the factor of time.
-    scaled : dict of rule to ScaledConfig
-    """
-
-    best: ScaledConfig
-    table: pandas.DataFrame
-    scaled: dict[str, ScaledConfig]
-
-
 def scaling_factors(rule: Rule, factor: float, *, alpha: float = 0.8) -> Factors:
     """Factors of depth, width, group width and resolution that multiply arithmetic by ``factor``.
 
@@ -162,8 +146,7 @@ def scaling_factors(rule: Rule, factor: float, *, alpha: float = 0.8) -> Factors
     >>> round(fast.width, 3), round(math.log(fast.activations, 16), 3)
     (3.031, 0.6)
     """
-    if not (math.isfinite(factor) and factor > 0):
-        raise ValueError(f"factor must be finite and above 0; got {factor!r}")
+    check_factor(factor)
     weights = _weights(rule, alpha)
     total = weights["d"] + weights["w"] + weights["r"]
     if not total > 0:
@@ -171,6 +154,12 @@ def scaling_factors(rule: Rule, factor: float, *, alpha: float = 0.8) -> Factors
     # resolution and width enter arithmetic by their squares
     shares = {"d": 1.0, "w": 0.5, "g": 0.5, "r": 0.5}
     return Factors(**{_LETTERS[k]: factor ** (share * weights[k] / total) for k, share in shares.items()})
+
+
+def check_factor(factor: float) -> None:
+    """Refuse what is no factor of growth."""
+    if not (isinstance(factor, numbers.Real) and math.isfinite(factor) and factor > 0):
+        raise ValueError(f"factor must be finite and above 0; got {factor!r}")
 
 
 def _weights(rule: Rule, alpha: float) -> dict[str, float]:
@@ -203,8 +192,28 @@ def configuration_counts(config: Scalable) -> ConvolutionCounts:
     >>> configuration_counts(regnet_config("Y-200MF")).flops
     199519076
     """
+    check_scalable(config)
     with torch.device("meta"):
-        return convolution_counts(config.build(), torch.empty(1, *config.input_shape))
+        return convolution_counts(config.build(), example_inputs(config, 1))
+
+
+def check_scalable(config: Any) -> None:
+    """Refuse what is no configuration that can be scaled and built."""
+    shaped = hasattr(config, "input_shape") or hasattr(config, "example")
+    if not (
+        shaped and callable(getattr(config, "scaled", None)) and callable(getattr(config, "build", None))
+    ):
+        raise TypeError(
+            "a configuration has scaled(depth=, width=, group=, resolution=), build() and input_shape or "
+            f"example(batch); {type(config).__name__} has not"
+        )
+
+
+def example_inputs(config: Any, batch: int) -> Any:
+    """What the configuration's network is given."""
+    if hasattr(config, "example"):
+        return config.example(batch)
+    return torch.zeros(batch, *config.input_shape)
 
 
 def compound_scale(
@@ -242,13 +251,16 @@ def compound_scale(
     >>> larger.config.depths, round(larger.flops, 2), round(larger.activations, 2)
     ((1, 1, 5, 8), 3.9, 1.89)
     """
-    return reach(config, scaling_factors(rule, factor, alpha=alpha), _name(rule), factor, base)
+    check_scalable(config)
+    found = reach(config, scaling_factors(rule, factor, alpha=alpha), rule_name(rule), factor, base)
+    warn_of_a_miss(config, found)
+    return found
 
 
 def reach(
     config: Scalable, factors: Factors, rule: str, factor: float, base: ConvolutionCounts | None = None
 ) -> ScaledConfig:
-    """Scale a configuration by given factors, count what that gives, and warn where it is far off.
+    """Scale a configuration by given factors, and count what that gives.
 
     Parameters
     ----------
@@ -267,151 +279,62 @@ def reach(
         depth=factors.depth, width=factors.width, group=factors.group, resolution=factors.resolution
     )
     counts = configuration_counts(larger)
-    reached = counts.flops / base.flops
-    if abs(math.log(reached / factor)) > math.log(1.1):
-        reason = "rounding"
-        if getattr(config, "group_widths", None) is not None and factors.width != factors.group:
-            reason = "group widths that do not grow with widths (give g the weight of w), or rounding"
-        warnings.warn(
-            f"rule {rule!r} was asked for {factor:g} times the multiply-adds and gives {reached:.3g} times, "
-            f"because of {reason}", stacklevel=3,
-        )  # fmt: skip
     return ScaledConfig(
-        larger, rule, factor, factors, reached, counts.parameters / base.parameters,
+        larger, rule, factor, factors, counts.flops / base.flops, counts.parameters / base.parameters,
         counts.activations / base.activations, counts,
     )  # fmt: skip
 
 
-def _name(rule: Rule) -> str:
-    return rule if isinstance(rule, str) else "_".join(f"{key}{value:g}" for key, value in rule.items())
+def warn_of_a_miss(config: Scalable, found: ScaledConfig) -> None:
+    """Say, for whoever called the caller, that more than a tenth is missing or too much."""
+    if abs(math.log(found.flops / found.requested)) <= TENTH:
+        return
+    reason, factors = "rounding", found.factors
+    if getattr(config, "group_widths", None) is not None and factors.width != factors.group:
+        reason = "group widths that do not grow with widths (give g the weight of w), or rounding"
+    warnings.warn(
+        f"rule {found.rule!r} was asked for {found.requested:g} times the multiply-adds and gives "
+        f"{found.flops:.3g} times, because of {reason}", stacklevel=3,
+    )  # fmt: skip
 
 
-def choose_scaling(
-    config: Scalable, factor: float, *, budget: Literal["flops", "activations", "time"] = "flops",
-    candidates: Sequence[Rule] = _ACCURATE, mode: Literal["infer", "train"] | None = None, batch: int = 8,
-    device: str | torch.device = "cpu", repeats: int = 10, alpha: float = 0.8,
-) -> Choice:  # fmt: skip
-    """From a budget to a configuration: scale by each rule to the budget, and recommend one.
-
-    Rules are brought to the same budget *after* rounding. At equal multiply-adds the one that costs least is
-    recommended: least time where something is timed, else fewest activations. At equal activations or time
-    it is the one with the most multiply-adds. Accuracy is not measured: among the default candidates the
-    paper finds it alike, which does not go for scaling one dimension alone.
+def nearest(
+    scale: Callable[[float], ScaledConfig], reached: Callable[[ScaledConfig], float], factor: float
+) -> ScaledConfig:
+    """The configuration that comes nearest to a factor after rounding.
 
     Parameters
     ----------
-    config : RegNetConfig, EfficientNetConfig, ResNetRSConfig, or whatever has ``scaled`` and ``build``
+    scale : factor to ask for -> ScaledConfig
+        What is reached grows with what is asked for, in steps.
+    reached : ScaledConfig -> factor
     factor : float
-        How many times the base's budget.
-    budget : "flops", "activations" or "time"
-    candidates : sequence of rules
-    mode : "infer" or "train", optional
-        Times one pass of that kind; "infer" where the budget is time, otherwise nothing is timed.
-    batch, device, repeats
-        Of what is timed: images a pass, where, and rounds.
-    alpha : float
-        As in `scaling_factors`.
-
-    Returns
-    -------
-    Choice
-
-    Raises
-    ------
-    ValueError
-        An unknown budget, no candidates, or a rule that does not reach the budget.
-
-    Examples
-    --------
-    >>> from allometry.models import RegNetConfig
-    >>> small = RegNetConfig((32, 64), (1, 2), (8, 8), resolution=32)
-    >>> choose_scaling(small, 4, candidates=("d", "w1_g1")).best.rule
-    'w1_g1'
     """
-    if budget not in ("flops", "activations", "time"):
-        raise ValueError(f"budget is 'flops', 'activations' or 'time'; got {budget!r}")
-    if not candidates:
-        raise ValueError("choose_scaling needs at least one candidate")
-    mode = mode or ("infer" if budget == "time" else None)
-    base = configuration_counts(config)
-
-    def scale(rule: Rule, asked: float) -> ScaledConfig:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the table tells what was reached
-            return compound_scale(config, rule, asked, alpha=alpha, base=base)
-
-    def clock(some: Mapping[str, Any]) -> dict[str, float]:
-        return _seconds({"": config, **some}, mode, batch, device, repeats)
-
-    found: dict[str, ScaledConfig] = {}
-    if budget == "time":
-        found = _to_time(scale, clock, candidates, factor)
-    else:
-        for rule in candidates:
-            found[_name(rule)] = _to_count(scale, rule, factor, budget)
-    seconds = clock({name: one.config for name, one in found.items()}) if mode else {}
-    table = _table(found, seconds)
-    if budget != "flops":
-        best = table["flops"].idxmax()
-    else:
-        best = table["seconds" if mode else "activations"].idxmin()
-    return Choice(found[str(best)], table, found)
-
-
-def _table(found: Mapping[str, ScaledConfig], seconds: Mapping[str, float]) -> pandas.DataFrame:
-    import pandas
-
-    rows = {
-        name: (one.requested, one.flops, one.parameters, one.activations, seconds.get(name, math.nan))
-        for name, one in found.items()
-    }
-    columns = ["requested", "flops", "parameters", "activations", "seconds"]
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return table.assign(slower=table["seconds"] / seconds.get("", math.nan))
-
-
-def _to_count(scale: Any, rule: Rule, factor: float, budget: str) -> ScaledConfig:
-    """Search, in logarithms, the factor to ask for; rounding makes steps, and the nearest is kept."""
-    goal, tried = math.log(factor), []
-    asked = goal
-    for _ in range(8):
-        one = scale(rule, math.exp(asked))
-        miss = math.log(getattr(one, budget)) - goal
-        tried.append((abs(miss), asked, miss, one))
+    goal = asked = math.log(factor)
+    low, high, best = -math.inf, math.inf, None
+    for _ in range(14):
+        try:
+            one = scale(math.exp(asked))
+        except ValueError:  # too small to be built
+            if best is None:
+                raise
+            miss = -math.inf
+        else:
+            miss = math.log(reached(one)) - goal
+            if best is None or abs(miss) < best[0]:
+                best = (abs(miss), one)
         if abs(miss) < 0.02:
             break
-        slope = 1.0 if budget == "flops" else math.log(one.factors.activations) / asked if asked else 1.0
-        asked -= miss / max(slope, 0.25)
-    return min(tried, key=lambda entry: entry[0])[-1]
+        low, high = (asked, high) if miss < 0 else (low, asked)
+        if high - low < 1e-3:
+            break
+        # a bracket is halved, since steps mislead slopes; until there is one, the miss is asked for as well
+        bracketed = math.isfinite(high - low)
+        asked = (low + high) / 2 if bracketed else asked - math.copysign(max(abs(miss), 0.02), miss)
+    assert best is not None
+    return best[1]
 
 
-def _to_time(scale: Any, clock: Any, candidates: Sequence[Rule], factor: float) -> dict[str, ScaledConfig]:
-    """Time each rule at three sizes and read off, in logarithms, which takes ``factor`` times as long."""
-    import numpy as np
-
-    asked = [factor**power for power in (0.5, 1.0, 1.5)]
-    trial = {(_name(rule), size): scale(rule, size) for rule in candidates for size in asked}
-    taken = clock({f"{name} {size!r}": one.config for (name, size), one in trial.items()})
-    found = {}
-    for rule in candidates:
-        name = _name(rule)
-        times = np.log([taken[""], *(taken[f"{name} {size!r}"] for size in asked)]) - math.log(taken[""])
-        sizes = np.log([1.0, *(trial[name, size].flops for size in asked)])
-        slope = float(sizes @ times / (sizes @ sizes))  # through the base itself
-        if not slope > 0.1:
-            raise ValueError(f"rule {name!r} takes no longer when it grows; time larger networks or batches")
-        found[name] = scale(rule, math.exp(math.log(factor) / slope))
-    return found
-
-
-def _seconds(
-    configs: Mapping[str, Any], mode: Any, batch: int, device: str | torch.device, repeats: int
-) -> dict[str, float]:
-    from allometry.measure.cost import model_call, runtime
-
-    calls = {}
-    for name, config in configs.items():
-        model = config.build().to(device).to(memory_format=torch.channels_last)
-        images = torch.zeros(batch, *config.input_shape, device=device)
-        calls[name] = model_call(model, images.to(memory_format=torch.channels_last), mode)
-    return {str(name): float(value) for name, value in runtime(calls, repeats=repeats)["seconds"].items()}
+def rule_name(rule: Rule) -> str:
+    """A rule as it is written."""
+    return rule if isinstance(rule, str) else "_".join(f"{key}{value:g}" for key, value in rule.items())

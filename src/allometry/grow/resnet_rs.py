@@ -15,10 +15,18 @@ section 6.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Literal
 
-from allometry.grow.compound import Factors, Scalable, ScaledConfig, configuration_counts, reach
+from allometry.grow.compound import (
+    Factors,
+    Scalable,
+    ScaledConfig,
+    check_factor,
+    configuration_counts,
+    nearest,
+    reach,
+    warn_of_a_miss,
+)
 
 __all__ = ["resnet_rs_rule", "scaling_regime"]
 
@@ -81,6 +89,11 @@ def resnet_rs_rule(
     ValueError
         An unknown regime, a factor that is not positive, or a share outside [0, 1].
 
+    Warns
+    -----
+    UserWarning
+        What is reached is more than a tenth off what was asked for.
+
     Examples
     --------
     >>> from allometry.models import resnet_rs_config
@@ -89,29 +102,24 @@ def resnet_rs_rule(
     """
     if regime not in ("overfit", "underfit"):
         raise ValueError(f"regime is 'overfit' or 'underfit'; got {regime!r}")
-    if not (math.isfinite(factor) and factor > 0):
-        raise ValueError(f"factor must be finite and above 0; got {factor!r}")
+    check_factor(factor)
     if not 0 <= resolution_share <= 1:
         raise ValueError(f"resolution_share is a share, from 0 to 1; got {resolution_share!r}")
+    base = configuration_counts(config)
     side = config.input_shape[-1]
     resolution = factor ** (resolution_share / 2)
     if factor > 1:
         resolution = min(resolution, max(1.0, max_resolution / side))
-    rest, best = factor / resolution**2, None
-    base = configuration_counts(config)
-    for _ in range(6):  # stem and classifier do not grow, and sizes are rounded: ask for what was missed
+
+    def scale(asked: float) -> ScaledConfig:
+        rest = asked / resolution**2
         if regime == "overfit":
             factors = Factors(depth=rest, width=1.0, group=1.0, resolution=resolution)
         else:
             factors = Factors(depth=1.0, width=math.sqrt(rest), group=math.sqrt(rest), resolution=resolution)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a try that is far off
-            found = reach(config, factors, f"ResNet-RS, {regime}", factor, base)
-        miss = math.log(found.flops / factor)
-        if best is None or abs(miss) < abs(math.log(best.flops / factor)):
-            best = found
-        if abs(miss) < 0.02:
-            break
-        rest /= found.flops / factor
-    assert best is not None
-    return best
+        return reach(config, factors, f"ResNet-RS, {regime}", factor, base)
+
+    # stem and classifier do not grow, and sizes are rounded: what is asked for differs from what is reached
+    found = nearest(scale, lambda one: one.flops, factor)
+    warn_of_a_miss(config, found)
+    return found

@@ -189,6 +189,41 @@ class RegNetConfig:
         found = [width for width, _ in stages]
         return cls.compatible(found, [count for _, count in stages], [group_width] * len(found), **rest)
 
+    @classmethod
+    def from_transformers(cls, config: Any, **rest: Any) -> RegNetConfig:
+        """The configuration of a RegNet of ``transformers`` (a ``transformers.RegNetConfig``).
+
+        Parameters
+        ----------
+        config : transformers.RegNetConfig
+        **rest
+            Further fields; ``resolution`` above all, which is 224 otherwise.
+
+        Raises
+        ------
+        ValueError
+            An activation other than ReLU, which is all there is here.
+
+        Examples
+        --------
+        >>> from types import SimpleNamespace
+        >>> theirs = SimpleNamespace(hidden_sizes=[32, 64], depths=[1, 2], groups_width=16, layer_type="y",
+        ...     embedding_size=32, downsample_in_first_stage=True, hidden_act="relu", num_channels=3,
+        ...     num_labels=10)
+        >>> RegNetConfig.from_transformers(theirs, resolution=64).squeeze
+        0.25
+        """
+        if config.hidden_act != "relu":
+            raise ValueError(f"RegNet has ReLU here; got hidden_act={config.hidden_act!r}")
+        stages = len(config.hidden_sizes)
+        groups = [min(config.groups_width, width) for width in config.hidden_sizes]
+        settings = {
+            "squeeze": 0.25 if config.layer_type == "y" else 0.0, "stem_width": config.embedding_size,
+            "strides": None if config.downsample_in_first_stage else (1, *[2] * (stages - 1)),
+            "channels": config.num_channels, "classes": config.num_labels, **rest,
+        }  # fmt: skip
+        return cls(tuple(config.hidden_sizes), tuple(config.depths), tuple(groups), **settings)
+
     def scaled(
         self, *, depth: float = 1.0, width: float = 1.0, group: float = 1.0, resolution: float = 1.0
     ) -> RegNetConfig:
