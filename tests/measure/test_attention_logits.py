@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from allometry.measure import attention_logits
-from allometry.measure.attention_logits import AttentionReader, LogitStatistics, attention_logit_statistics
+from allometry.measure.attention_logits import LogitStatistics, attention_logit_statistics
+from allometry.measure.attention_reader import AttentionReader
 from allometry.models import GPT, GPTConfig
 from allometry.models.attention import rotary
 
@@ -224,7 +226,8 @@ def test_attention_that_cannot_be_read_is_named() -> None:
             self.mix = nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return (x @ self.mix(x).transpose(1, 2)).softmax(-1) @ x
+            share = (x @ self.mix(x).transpose(1, 2)).exp()
+            return share / share.sum(-1, keepdim=True) @ x
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -238,6 +241,153 @@ def test_attention_that_cannot_be_read_is_named() -> None:
     assert not found
     assert "neither q_proj and k_proj nor c_attn" in missing["used"]
     assert missing["idle"] == "it was not called"
+
+
+@pytest.mark.parametrize("hide", [-torch.inf, torch.finfo(torch.float64).min, -1e9, -1e4])
+@pytest.mark.parametrize("how", ["function", "method", "module", "torch"])
+def test_attention_written_out_is_read_off_its_softmax(hide: float, how: str) -> None:
+    softmax = {
+        "function": lambda z: F.softmax(z, dim=-1), "method": lambda z: z.softmax(-1),
+        "module": nn.Softmax(-1), "torch": lambda z: torch.softmax(z, 3),
+    }[how]  # fmt: skip
+
+    class CausalSelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(8, 24)
+
+        def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            query, key, value = self.mix(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            return 3.0 * query @ key.mT, value
+
+        def forward(self, x: Tensor) -> Tensor:
+            z, value = self.logits(x)
+            masked = z + torch.zeros(z.shape[-2:], dtype=z.dtype).masked_fill(hidden, hide)
+            return (softmax(masked) @ value).transpose(1, 2).flatten(2)
+
+    hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    model, x = nn.Sequential(CausalSelfAttention()).double(), random(2, 5, 8)
+    found, missing = read(model, x)
+    assert not missing
+    z = model[0].logits(x)[0].detach()
+    assert float(found["0"].largest) == pytest.approx(float(z.masked_fill(hidden, 0).abs().max()), rel=1e-12)
+    _, entropy = explicit_of(z.masked_fill(hidden, -torch.inf))
+    assert float(found["0"].entropy) == pytest.approx(entropy, rel=1e-9)
+
+
+def explicit_of(z: Tensor) -> tuple[float, float]:
+    share = z.softmax(-1)
+    return float(z.abs().max()), float(-(share * share.clamp_min(1e-300).log()).sum(-1).mean())
+
+
+def test_positions_that_a_module_turns_itself_do_not_mislead() -> None:
+    """GPT-J turns queries and keys between projection and product, so that projections alone mislead."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPTJConfig(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=32, bos_token_id=0,
+        eos_token_id=0, initializer_range=0.4, attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, given = transformers.GPTJForCausalLM(config).eval(), []
+
+    def watched(logits: Tensor, *args: object, **settings: object) -> Tensor:
+        given.append(logits[logits > -1e30].abs().max().item())
+        return plain(logits, *args, **settings)
+
+    plain = Tensor.softmax
+    try:
+        Tensor.softmax = watched  # what the model's own call comes to
+        found, missing = read(model, tokens())
+    finally:
+        Tensor.softmax = plain
+    assert not missing
+    own = [given[i] for i in range(len(given)) if given[i] > 0]
+    assert [float(one.largest) for one in found.values()] == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_padding_counts_as_the_model_counts_it(family: str) -> None:
+    # in float32, for eager's softmax takes the lowest float64 for minus infinity
+    eager, fused = build(family, "eager").float(), build(family, "sdpa").float()
+    fused.load_state_dict(eager.state_dict())
+    text = torch.ones(3, 20, dtype=torch.long)
+    text[1, :7] = 0
+    found = []
+    for model in (eager, fused):
+        told: dict[str, LogitStatistics] = {}
+        reader = AttentionReader(model, told.__setitem__)
+        reader.attach()
+        with torch.no_grad():
+            model(tokens(), attention_mask=text)
+        reader.detach()
+        found.append(told)
+    for name, one in found[0].items():
+        visible = float(found[1][name].largest)
+        assert float(one.largest) == pytest.approx(visible, rel=1e-5)
+        # fully hidden queries are spread evenly by one kernel and seen by none of ours
+        assert float(one.entropy) == pytest.approx(float(found[1][name].entropy), rel=0.05)
+
+
+def test_keys_of_earlier_calls_are_seen_where_attention_is_written_out() -> None:
+    eager, fused = build("llama", "eager"), build("llama", "sdpa")
+    fused.load_state_dict(eager.state_dict())
+    entropies = []
+    for model in (eager, fused):
+        with torch.no_grad():
+            cache = model(tokens()[:, :19], use_cache=True).past_key_values
+        told: dict[str, LogitStatistics] = {}
+        reader = AttentionReader(model, told.__setitem__)
+        reader.attach()
+        with torch.no_grad():
+            model(tokens()[:, 19:], past_key_values=cache)
+        reader.detach()
+        assert not reader.missing
+        entropies.append([(float(one.largest), float(one.entropy)) for one in told.values()])
+    np.testing.assert_allclose(entropies[0], entropies[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "numbers", "heads", "padding"])
+@pytest.mark.parametrize("settings", [{}, {"batch_first": True}, {"kdim": 6, "vdim": 6}, {"bias": False}])
+def test_torchs_own_module_is_read_as_it_is(mask: str | None, settings: dict) -> None:
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(8, 2, **settings).double()
+    first = settings.get("batch_first", False)
+    x, y = random(3, 5, 8), random(3, 7, settings.get("kdim", 8), seed=1)
+    hidden = torch.ones(5, 7, dtype=torch.bool).triu(2)
+    keywords = {
+        None: {}, "causal": {"attn_mask": hidden},
+        "numbers": {"attn_mask": torch.zeros(5, 7).double().masked_fill(hidden, -torch.inf)},
+        "heads": {"attn_mask": hidden.expand(6, 5, 7)},
+        "padding": {"key_padding_mask": torch.arange(7)[None] >= torch.tensor([[4], [7], [2]])},
+    }[mask]  # fmt: skip
+    given = (x, y, y) if first else (x.transpose(0, 1), y.transpose(0, 1), y.transpose(0, 1))
+    for training in (True, False):
+        found: dict[str, LogitStatistics] = {}
+        reader = AttentionReader(module.train(training), found.__setitem__)
+        reader.attach()
+        with torch.no_grad():
+            _, weights = module(*given, average_attn_weights=False, **keywords)
+        reader.detach()
+        assert not reader.missing
+        entropy = float(-(weights * weights.clamp_min(1e-300).log()).sum(-1).mean())
+        assert float(found[""].entropy) == pytest.approx(entropy, rel=1e-9)
+        wq, wk = (
+            (module.q_proj_weight, module.k_proj_weight)
+            if module.in_proj_weight is None
+            else module.in_proj_weight.chunk(3)[:2]
+        )
+        bq, bk = (0, 0) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)[:2]
+        query, key = (
+            (z @ w.T + b).unflatten(-1, (2, 4)).transpose(1, 2) for z, w, b in ((x, wq, bq), (y, wk, bk))
+        )
+        largest = float((query @ key.mT).detach().abs().max()) / 2
+        assert float(found[""].largest) == pytest.approx(largest, rel=1e-9)
+
+
+def test_torchs_module_with_keys_of_its_own_is_named() -> None:
+    module = nn.MultiheadAttention(8, 2, add_zero_attn=True)
+    _, missing = read(module, *[torch.randn(3, 2, 8)] * 3)
+    assert "adds keys of its own" in missing[""]
 
 
 def test_first_sequences_only_and_errors_leave_no_mode_behind() -> None:

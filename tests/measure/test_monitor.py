@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allometry.measure.monitor import PROBES, Monitor, Probe, spikes
+from allometry.measure import summarise
+from allometry.measure.monitor import PROBES, Monitor, Probe
 from allometry.models import GPT, GPTConfig
 from allometry.optim import AdamWIndependent, constant
 from allometry.train import Stack, fit
@@ -224,6 +226,61 @@ def test_what_cannot_be_measured_is_named() -> None:
     assert "SGD" in monitor.missing["updates"]
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda y: (y, None), lambda y: [torch.zeros(()), y], lambda y: {"logits": y}]
+)
+def test_logits_are_found_among_several_outputs(wrap: Callable[[Tensor], object]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> object:
+            return wrap(self.layer(x))
+
+    model = Model()
+    monitor = Monitor(model, probes="output")
+    monitor.measure(torch.ones(2, 4))
+    truth = torch.logsumexp(model.layer(torch.ones(2, 4)), -1).mean()
+    assert value(monitor, "log z", "") == pytest.approx(float(truth), rel=1e-6)
+
+
+def test_gradients_that_are_zero_but_for_rounding_are_no_alarm() -> None:
+    """A constant in all keys changes no attention, so the gradient of their bias is zero."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+
+    torch.manual_seed(0)
+    model = Attention()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    monitor = Monitor(model, optimizer)
+    model(torch.randn(8, 12, 16)).square().mean().backward()
+    optimizer.step()
+    monitor.step(0)
+    assert 0 < value(monitor, "gradient rms", "key.bias") < 1e-8
+    assert not len(monitor.alerts())
+    assert summarise(monitor)["gradient rms"] > 1e-6
+    low = monitor.alerts({"gradient rms": (1.0, None)})["module"].tolist()
+    assert "key.weight" in low
+    assert "key.bias" not in low
+
+
+def test_output_logits_too_coarse_for_half_precision_are_an_alarm() -> None:
+    model = nn.Linear(2, 3)
+    monitor = Monitor(model, probes="output")
+    for step, shift in enumerate((0.0, 127.0, 130.0, -140.0)):
+        nn.init.zeros_(model.weight)
+        nn.init.constant_(model.bias, shift - math.log(3))
+        monitor.measure(torch.ones(1, 2), step=step)
+    assert monitor.alerts()["step"].tolist() == [2, 3]
+
+
 def test_ones_own_probe() -> None:
     network = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
     dead = Probe("share of zeros", nn.ReLU, lambda x: (x == 0).float().mean())
@@ -268,36 +325,3 @@ def test_bad_settings_are_told() -> None:
     with pytest.raises(ValueError, match="unknown probe 'logits'"):
         Monitor(model(), probes=["logits"])
     assert "attention" in PROBES
-
-
-# -- spikes --------------------------------------------------------------------------------------------
-
-
-def test_spikes_stand_out_of_noise_and_trend() -> None:
-    generator = np.random.default_rng(0)
-    steps = np.arange(400)
-    losses = 2.0 + 3.0 * np.exp(-steps / 100) + 0.02 * generator.standard_normal(400)
-    clean = set(spikes(losses, k=6).tolist())
-    losses[[150, 300]] += 1.0
-    losses[350] = math.inf
-    assert set(spikes(losses, k=6).tolist()) - clean == {150, 300, 350}
-    assert not clean
-    assert spikes(losses, "ratio").tolist() == [350]
-    assert spikes(losses, "ratio", 1.25).tolist() == [150, 300, 350]
-
-
-def test_spike_rules_at_their_edge() -> None:
-    """Median 10, MAD 1: 15 is not above 10 + 5 x 1, the next number is; 15 is not above 1.5 x 10."""
-    past = [9.0, 10.0, 11.0] * 6
-    assert spikes([*past, 15.0]).tolist() == []
-    assert spikes([*past, 15.001]).tolist() == [18]
-    assert spikes([*past, 15.0], "ratio").tolist() == []
-    assert spikes([*past, 15.001], "ratio").tolist() == [18]
-    assert spikes([5.0] * 50).tolist() == []
-    assert spikes([1.0] * 5 + [100.0]).tolist() == []  # five losses are no past to judge by
-    with pytest.raises(ValueError, match="rule must be"):
-        spikes([1.0], "sigma")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="positive"):
-        spikes([1.0], k=0)
-    with pytest.raises(ValueError, match="room"):
-        spikes([1.0], window=5)

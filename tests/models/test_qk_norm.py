@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from allometry.measure.attention_logits import AttentionReader
+from allometry.measure.attention_reader import AttentionReader
 from allometry.models import GPT, GPTConfig
 from allometry.models.qk_norm import NormalizedHeads, add_qk_norm_
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         top_eigenvalues,
     )
     from allometry.measure.linearized import linearize
-    from allometry.measure.monitor import Monitor, Probe, spikes
+    from allometry.measure.monitor import Monitor, Probe
     from allometry.measure.objective import Objective
     from allometry.measure.pass_rate import PassCounts, pass_at_k
     from allometry.measure.random_matrix import (
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         forecast_onset,
         learning_rate_sensitivity,
     )
+    from allometry.measure.spikes import spikes
     from allometry.measure.stability import plot_stability, stability_forecast, summarise
     from allometry.measure.state_space import (
         ResponseGap,
@@ -100,13 +101,14 @@ open_room(
         "kernel_dynamics": ["KernelDrift", "KernelDynamics", "Spread", "follow_training", "kernel_drift"],
         "kernel_estimators": ["NTKClassifier", "NTKRegressor"],
         "linearized": ["linearize"],
-        "monitor": ["Monitor", "Probe", "spikes"],
+        "monitor": ["Monitor", "Probe"],
         "objective": ["Objective"],
         "pass_rate": ["PassCounts", "pass_at_k"],
         "random_matrix": ["marchenko_pastur_density", "semicircle_density", "wigner_outlier",
             "wishart_outlier"],
         "scale_invariance": ["EffectiveStep", "scale_invariance"],
         "sensitivity": ["Onset", "Sensitivity", "forecast_onset", "learning_rate_sensitivity"],
+        "spikes": ["spikes"],
         "stability": ["plot_stability", "stability_forecast", "summarise"],
         "state_space": ["ResponseGap", "fourier_attack", "memory_curve",
             "response_gap", "spike_frequencies", "transfer"],

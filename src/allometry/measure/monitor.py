@@ -7,7 +7,7 @@ gradients that shrink below AdamW's ε are seen in these numbers long before the
 * Measured every k-th step; in between, no hook is there at all. Outputs, gradients and random streams stay
   the same bit for bit.
 * Gradients are measured as they are accumulated, that is before any clipping, which would hide their size.
-* Attention is measured also where a fused kernel computes it (:mod:`allometry.measure.attention_logits`).
+* Attention is measured also where a fused kernel computes it (:mod:`allometry.measure.attention_reader`).
 * What could not be measured is named in :attr:`Monitor.missing`.
 """
 
@@ -20,27 +20,30 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from allometry.measure.attention_logits import AttentionReader, LogitStatistics
+from allometry.measure.attention_logits import LogitStatistics
+from allometry.measure.attention_reader import AttentionReader
 from allometry.measure.capture import Selector, first_tensor, matching_modules
+from allometry.measure.telemetry import (
+    COARSE_LOG_Z,
+    ENTROPY,
+    FAILING_LOGIT,
+    GRADIENT,
+    LOG_Z,
+    MAX_LOGIT,
+    NORM,
+    RESIDUAL,
+    UPDATE,
+    Threshold,
+    flowing,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROBES = ("attention", "output", "residual", "gradients", "updates", "parameters")
-MAX_LOGIT = "max attention logit"
-ENTROPY = "attention entropy"
-LOG_Z = "log z"
-RESIDUAL = "residual rms"
-GRADIENT = "gradient rms"
-UPDATE = "update rms"
-NORM = "parameter norm"
-FAILING_LOGIT = 1e4  # where the paper sees training fail
 _ROWS = 1024  # positions whose logits are normalised at once
-
-Threshold = float | tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,9 @@ class Monitor:
     Parameters
     ----------
     model : nn.Module
-        ``allometry.models.GPT``, a ``transformers`` model, or any other. Its output, or that output's
-        ``logits``, is taken for logits over the last dimension.
+        ``allometry.models.GPT``, a ``transformers`` model, or any other. Its output, that output's
+        ``logits``, or its first member that is a floating tensor of two dimensions or more, is taken for
+        logits over the last dimension.
     optimizer : torch.optim.Optimizer, optional
         For "update rms"; one that keeps ``exp_avg`` and ``exp_avg_sq``, as Adam and its kin do.
     every : int
@@ -106,8 +110,8 @@ class Monitor:
     Only forward passes that record gradients count, so that an evaluation between two steps does not; use
     :meth:`measure` for a batch of your own. Several passes in a step (accumulation) give the largest logit
     and the mean of the rest. A stack of replicas runs as one traced program, in which no module is called:
-    measure ``stack.unstack(replica)`` on a batch instead. Keys that a cache holds from earlier calls are seen
-    with fused attention only.
+    measure ``stack.unstack(replica)`` on a batch instead. A model that ``torch.compile`` made
+    is traced anew for the steps that are measured, so that they take long: let ``every`` be large.
 
     Examples
     --------
@@ -220,11 +224,13 @@ class Monitor:
     def alerts(self, thresholds: Mapping[str, Threshold] | None = None) -> pd.DataFrame:
         """Rows of the table outside their limits, or not finite.
 
+        Gradients that are rounding errors of zero, as those of keys' biases, are left out.
+
         Parameters
         ----------
         thresholds : mapping of quantity to upper limit, or to (lower, upper) with None for none, optional
-            By default a largest logit of 1e4, and for gradients the optimizer's ε, below which Adam's
-            updates shrink.
+            By default a largest logit of 1e4; an absolute log Z of 128, from which on logits in bfloat16 are
+            whole numbers; and for gradients the optimizer's ε, below which Adam's updates shrink.
 
         Returns
         -------
@@ -238,7 +244,7 @@ class Monitor:
         """
         import pandas as pd
 
-        table = self.table()
+        table = flowing(self.table()).reset_index(drop=True)
         limits = self._default_thresholds() if thresholds is None else dict(thresholds)
         known = set(table["quantity"])
         for quantity in limits:
@@ -257,7 +263,7 @@ class Monitor:
         return found.reset_index(drop=True)
 
     def _default_thresholds(self) -> dict[str, Threshold]:
-        limits: dict[str, Threshold] = {MAX_LOGIT: FAILING_LOGIT}
+        limits: dict[str, Threshold] = {MAX_LOGIT: FAILING_LOGIT, LOG_Z: (-COARSE_LOG_Z, COARSE_LOG_Z)}
         epsilon = [group["eps"] for group in getattr(self.optimizer, "param_groups", ()) if "eps" in group]
         if epsilon:
             limits[GRADIENT] = (max(epsilon), None)
@@ -317,8 +323,8 @@ class Monitor:
 
     def _on_output(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._listening():
-            logits = getattr(output, "logits", output)
-            if isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim > 1:
+            logits = _logits(output)
+            if logits is not None:
                 self._add(LOG_Z, "", _mean_log_z(logits.detach()))
 
     def _on_gradient(self, name: str) -> Callable[[Tensor], None]:
@@ -356,9 +362,13 @@ class Monitor:
         if "attention" in self._probes:
             self.missing |= dict(self._attention.missing)
             if MAX_LOGIT not in found and not self._attention.missing:
-                self.missing["attention"] = "the model has no module whose class is named after attention"
+                self.missing["attention"] = (
+                    "no module is named after attention, and no kernel of torch was called"
+                )
         if "output" in self._probes and LOG_Z not in found:
-            self.missing["output"] = "the model gave neither a tensor of logits nor an output with logits"
+            self.missing["output"] = (
+                "the model gave no tensor of logits, alone, by that name or first of several"
+            )
         if "residual" in self._probes and not self._blocks:
             self.missing["residual"] = "no list of blocks with attention in it was found"
         if "updates" in self._probes and not self._always and UPDATE not in found:
@@ -393,6 +403,15 @@ def _rms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=_at_least_32(x)) / max(1, x.numel()) ** 0.5
 
 
+def _logits(output: Any) -> Tensor | None:
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    members = output if isinstance(output, tuple | list) else [getattr(output, "logits", output)]
+    return next(
+        (one for one in members if isinstance(one, Tensor) and one.is_floating_point() and one.ndim > 1), None
+    )
+
+
 def _mean_log_z(logits: Tensor) -> Tensor:
     """Mean logsumexp of (..., V), a block of positions at a time."""
     rows = logits.reshape(-1, logits.shape[-1])
@@ -419,65 +438,3 @@ def _merged(quantity: str, values: Sequence[Tensor]) -> Tensor:
         return values[0]
     stacked = torch.stack([value.to(values[0].device, torch.float64) for value in values])
     return stacked.amax() if quantity == MAX_LOGIT else stacked.mean()
-
-
-def spikes(
-    losses: Sequence[float] | NDArray[np.float64],
-    rule: Literal["mad", "ratio"] = "mad",
-    k: float | None = None,
-    *,
-    window: int = 50,
-    least: int = 10,
-) -> NDArray[np.intp]:
-    """Steps at which the loss jumps above what the steps before it lead one to expect.
-
-    Parameters
-    ----------
-    losses : sequence (n,)
-        One a step. What is not finite is a spike, and enters no median.
-    rule : "mad" or "ratio"
-        Above median + k x median absolute deviation, or above k x median, of the ``window`` losses before.
-    k : float, optional
-        5 for "mad", 1.5 for "ratio".
-    window : int
-        Losses fall, so the past that is compared with is short. A steep fall inside a window widens its
-        deviation; shorten it there.
-    least : int
-        Finite losses that must lie in the window before one can be judged.
-
-    Returns
-    -------
-    array of int
-        Indices into ``losses``, ascending.
-
-    Raises
-    ------
-    ValueError
-        For another rule, a k that is not positive, or windows without room.
-
-    >>> spikes([2.0 + 0.01 * (i % 3) for i in range(20)] + [2.6, 2.0, float("nan")]).tolist()
-    [20, 22]
-    """
-    if rule not in ("mad", "ratio"):
-        raise ValueError(f"rule must be 'mad' or 'ratio', got {rule!r}")
-    if k is None:
-        k = 5.0 if rule == "mad" else 1.5
-    if not k > 0:
-        raise ValueError(f"k must be positive, got {k}")
-    if not 1 <= least <= window:
-        raise ValueError(f"a window of {window} losses must have room for least={least}, at least 1")
-    values = np.asarray(losses, dtype=float)
-    if values.ndim != 1:
-        raise ValueError(f"losses must be one sequence, got shape {values.shape}")
-    found = []
-    for i, loss in enumerate(values):
-        past = values[max(0, i - window) : i]
-        past = past[np.isfinite(past)]
-        if not np.isfinite(loss):
-            found.append(i)
-        elif len(past) >= least:
-            median = float(np.median(past))
-            allowed = median + k * float(np.median(np.abs(past - median))) if rule == "mad" else k * median
-            if loss > allowed + 1e-12 * abs(median):
-                found.append(i)
-    return np.array(found, dtype=np.intp)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from allometry.laws import bootstrap
 from allometry.laws import fit as fit_law
+from allometry.measure.telemetry import flowing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -346,9 +347,9 @@ def forecast_onset(
     # what crosses first when rising is the upper limit, when falling the lower
     early, late = (line.high, line.low) if rises else (line.low, line.high)
     return Onset(
-        scale=_crossing(grid, line.value, threshold, rises),
-        low=_crossing(grid, early, threshold, rises),
-        high=_crossing(grid, late, threshold, rises),
+        scale=crossing(grid, line.value, threshold, rises),
+        low=crossing(grid, early, threshold, rises),
+        high=crossing(grid, late, threshold, rises),
         rises=rises,
         threshold=float(threshold),
         level=level,
@@ -365,7 +366,8 @@ def _last(
         raise ValueError("tables hold several quantities; name one by quantity=")
     columns = []
     for table in tables:
-        rows = table[table["quantity"] == quantity]
+        rows = flowing(table) if "module" in table else table
+        rows = rows[rows["quantity"] == quantity]
         if rows.empty:
             raise ValueError(f"a table has no {quantity!r}; it has {sorted(set(table['quantity']))}")
         columns.append(rows.loc[rows["step"] == rows["step"].max(), "value"].to_numpy(dtype=float))
@@ -417,8 +419,27 @@ class _Quadratic:
             return Interval(np.exp(middle), np.exp(middle - half), np.exp(middle + half), self.level)
 
 
-def _crossing(grid: Array, edge: Array, threshold: float, rises: bool) -> float:
-    """First scale at which the edge is beyond the threshold, between points straight in log-log."""
+def crossing(grid: Array, edge: Array, threshold: float, rises: bool) -> float:
+    """First scale at which an edge is beyond a threshold, between points straight in log-log.
+
+    Parameters
+    ----------
+    grid : (n,)
+        Scales, ascending and positive.
+    edge : (n,)
+        Of a quantity there, not negative.
+    threshold : float
+    rises : bool
+        Whether it is met from below.
+
+    Returns
+    -------
+    float
+        Infinite if it is met nowhere, the first scale if it is met there.
+
+    >>> round(crossing(np.array([1.0, 100.0]), np.array([1.0, 100.0]), 10.0, True), 6)
+    10.0
+    """
     with np.errstate(divide="ignore"):
         gap = (np.log(edge) - math.log(threshold)) * (1.0 if rises else -1.0)
     beyond = np.flatnonzero(gap >= 0)

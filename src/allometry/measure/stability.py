@@ -25,8 +25,18 @@ from numpy.typing import NDArray
 
 from allometry.laws import fit as fit_law
 from allometry.laws.log_linear import LogLinear
-from allometry.measure.monitor import FAILING_LOGIT, GRADIENT, LOG_Z, MAX_LOGIT, Threshold
-from allometry.measure.sensitivity import _crossing
+from allometry.measure.sensitivity import crossing
+from allometry.measure.telemetry import (
+    COARSE_LOG_Z,
+    ENTROPY,
+    FAILING_LOGIT,
+    GRADIENT,
+    LOG_Z,
+    MAX_LOGIT,
+    UPDATE,
+    Threshold,
+    flowing,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +50,10 @@ Array = NDArray[np.float64]
 EPSILON = 1e-8  # AdamW's, by torch's default
 THRESHOLDS: dict[str, Threshold] = {  # (lower, upper), as in Monitor.alerts
     MAX_LOGIT: (None, FAILING_LOGIT),
-    LOG_Z: (None, 128.0),  # from here on bfloat16 numbers are one apart, and differences of logits are lost
+    LOG_Z: (None, COARSE_LOG_Z),
     GRADIENT: (EPSILON, None),
 }
-_WORST_IS_SMALLEST = ("gradient rms", "update rms", "attention entropy")
+_WORST_IS_SMALLEST = (GRADIENT, UPDATE, ENTROPY)
 _POINTS = 33  # of a line whose edges bend little between them; each is a quantile of thousands of draws
 
 
@@ -60,7 +70,8 @@ def summarise(monitor: Any, over: Literal["end", "training"] = "end") -> dict[st
     -------
     dict of quantity to float
         The worst over modules (and steps): the smallest of gradients, updates and entropies, the largest
-        absolute value of everything else; nan where any is not finite, as in a run that was lost.
+        absolute value of everything else; nan where any is not finite, as in a run that was lost. Gradients
+        that are rounding errors of zero, and updates from them, do not count.
 
     Raises
     ------
@@ -82,6 +93,7 @@ def summarise(monitor: Any, over: Literal["end", "training"] = "end") -> dict[st
     if over == "end":
         table = table[table["step"] == table["step"].max()]
     found = {}
+    table = flowing(table)
     for quantity, values in table.groupby("quantity", sort=False)["value"]:
         size = np.abs(values.to_numpy(dtype=float))
         worst = size.min() if quantity in _WORST_IS_SMALLEST else size.max()
@@ -274,7 +286,7 @@ def _frame(
         seen = []
         for number, (scale, rate, told) in enumerate(runs):
             table = told.table() if hasattr(told, "alerts") else told
-            table = table[table["step"] == table["step"].max()]
+            table = flowing(table[table["step"] == table["step"].max()])
             parts.append(table.assign(size=scale, learning_rate=rate, seed=number))
             groups = getattr(getattr(told, "optimizer", None), "param_groups", ())
             seen += [float(group["eps"]) for group in groups if group.get("eps")]
@@ -393,7 +405,7 @@ class _Line:
         band = self.fit.interval(self.columns(grid, self.at), self.level, kind="prediction")
         early, late = (band.high, band.low) if self.rises else (band.low, band.high)
         size, low, high = (
-            _crossing(grid, edge, self.threshold, self.rises) for edge in (band.value, early, late)
+            crossing(grid, edge, self.threshold, self.rises) for edge in (band.value, early, late)
         )
         towards = told["size_low"] > 0 if self.rises else told["size_high"] < 0
         if size <= self.size.min():

@@ -1,8 +1,8 @@
 """``nn.MultiheadAttention`` opened: the same weights and answers, in the open, with norms if wanted.
 
-Torch's own module hands everything to one function, in which neither queries nor keys can be read or
-normalised. Opened, it calls ``scaled_dot_product_attention`` itself, as other models do, so that
-:class:`allometry.measure.Monitor` sees its logits and :func:`allometry.models.add_qk_norm_` can reach them.
+Torch's own module hands everything to one function, in which neither queries nor keys can be normalised.
+Opened, it calls ``scaled_dot_product_attention`` itself, as other models do, so that
+:func:`allometry.models.add_qk_norm_` can reach them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from allometry.measure.attention_logits import merged_mask
 
 __all__ = ["OpenMultiheadAttention", "open_attention_"]
 
@@ -93,7 +95,7 @@ class OpenMultiheadAttention(nn.MultiheadAttention):
             q = self.query_norm(q)
         if self.key_norm is not None:
             k = self.key_norm(k)
-        mask = _merged(attn_mask, key_padding_mask, q, k)
+        mask = merged_mask(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         out = self.out_proj(mixed.transpose(1, 2).flatten(-2))
@@ -111,20 +113,3 @@ class OpenMultiheadAttention(nn.MultiheadAttention):
         if self.in_proj_weight is not None:
             return self.in_proj_weight.chunk(3), biases
         return (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight), biases
-
-
-def _merged(attention: Tensor | None, padding: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """Masks (T, S) or (B * H, T, S), and (B, S), as one added to logits (B, H, T, S); true hides."""
-    parts = []
-    if attention is not None:
-        four = attention.unflatten(0, query.shape[:2]) if attention.ndim == 3 else attention[None, None]
-        parts.append(_added(four, query))
-    if padding is not None:
-        parts.append(_added(padding[:, None, None, :], query))
-    return sum(parts[1:], parts[0]) if parts else None
-
-
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(like.dtype)
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -torch.inf)
