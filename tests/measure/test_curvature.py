@@ -98,8 +98,9 @@ class _Cube(torch.autograd.Function):
         return 3 * x**2 * gradient
 
 
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_function_without_a_forward_derivative_is_no_obstacle(keep):
+def test_a_function_without_a_forward_derivative_is_no_obstacle(keep, operator):
     class Cubed(nn.Linear):
         def forward(self, x):
             return _Cube.apply(super().forward(x))
@@ -112,11 +113,13 @@ def test_a_function_without_a_forward_derivative_is_no_obstacle(keep):
     one, other = Cubed(3, 2).double(), Plain(3, 2).double()
     other.load_state_dict(one.state_dict())
     batch = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-    found = [
-        matrix(measure.CurvatureOperator(model, F.mse_loss, batch, operator="ggn", keep=keep))
+    pair = [
+        measure.CurvatureOperator(model, F.mse_loss, batch, operator=operator, keep=keep)
         for model in (one, other)
     ]
-    assert torch.allclose(*found, atol=1e-12)
+    assert torch.allclose(*(matrix(curvature) for curvature in pair), atol=1e-12)
+    v = torch.randn(pair[0].dim, dtype=torch.float64)
+    assert torch.allclose(*(curvature(v) for curvature in pair), atol=1e-12)
 
 
 @pytest.mark.parametrize(("operator", "theirs"), [("hessian", "Hessian"), ("ggn", "GGN")])
@@ -266,7 +269,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
     with pytest.raises(ValueError, match="an axis of 92 parameters"):
         make(model, F.cross_entropy, (x, y))(torch.zeros(91))
     with pytest.raises(ValueError, match="told apart by loss_fn"):
-        make(model, None, (x, y), objective=lambda m, b: m(b[0]).sum(), operator="ggn")
+        make(model, None, (x, y), objective=lambda m, b: m(b[0]).mean(), operator="ggn")
     with pytest.raises(ValueError, match="at least one sample"):
         make(model, F.cross_entropy, (x[:0], y[:0]))
     with pytest.raises(ValueError, match=r"of one size, not \[10, 30\]"):

@@ -104,6 +104,15 @@ def test_where_noise_hides_the_gradient_there_is_no_upper_end():
     assert math.isnan(alone.standard_error)
 
 
+def test_a_gradient_that_is_surely_hidden_has_no_upper_end_either():
+    scale = measure.GradientNoiseScale([], micro_batch=1)
+    for small in (4.0, 4.0, 4.1):  # the estimate of |G|^2 is negative in every step
+        scale.add(small, 0.9, batch=4)
+    found = scale.estimate()
+    assert found.squared_gradient < 0
+    assert (found.low, found.high) == (0.0, float("inf"))
+
+
 def test_a_window_forgets_and_a_state_goes_on():
     scale = measure.GradientNoiseScale([], micro_batch=2, window=3)
     for k in range(5):

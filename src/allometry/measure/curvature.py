@@ -10,7 +10,8 @@ Three matrices, each of which asks of a model no more than derivatives:
 What is notable:
 
 * All that does not depend on the vector is done once and kept (``keep=True``): a product then costs two
-  backward passes, and no forward pass. Without, the memory is that of one batch.
+  backward passes, and no forward pass. Without, the memory is that of one batch, and the derivative along the
+  vector is carried forward through the gradient.
 * `StackedCurvature` holds many batches of one size as one program, each with a vector of its own: the
   largest eigenvalues of a hundred batches in the time of a few.
 * Second derivatives are those where there are any: of a loss or a model that is straight piece by piece (a
@@ -27,10 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from allometry.measure.objective import LossFunction, Objective, batches_of, samples_in
+from allometry.measure.objective import LossFunction, Objective, batches_of, each_of, plain, samples_in
 
 __all__ = ["OPERATORS", "CurvatureOperator", "StackedCurvature", "draw_batches"]
 
@@ -130,6 +130,8 @@ class CurvatureOperator:
             batch = self.objective.cast(batch)
             if self.operator == "ggn" and (self._once or self.objective.convolves):
                 yield _ggn_once(self.objective, self._params, batch)
+            elif self.operator == "hessian" and self._once:
+                yield _hessian_once(self.objective, self._params, batch)
             else:
                 yield product_on(self.objective, self.operator, self._params, batch, False, self._once)
 
@@ -250,7 +252,7 @@ def draw_batches(data: Any, batch: int, count: int, generator: torch.Generator |
         raise ValueError(f"a batch must have from 1 to the {size} samples that there are, not {batch}")
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    generator = generator or torch.Generator().manual_seed(0)
+    data, generator = plain(data), generator or torch.Generator().manual_seed(0)
     order = torch.rand(count, size, generator=generator, device=generator.device).argsort(1)[:, :batch]
     return tree_map(lambda leaf: leaf[order.to(leaf.device)], data)
 
@@ -265,7 +267,7 @@ def product_on(
     """
 
     def over(function: Callable[..., Tensor], *given: Any) -> Tensor:
-        return vmap(function)(*given) if stacked else function(*given)
+        return each_of(function, *given) if stacked else function(*given)
 
     leaves = list(params.values())
     if operator == "hessian":
@@ -329,6 +331,35 @@ def _ggn_once(one: Objective, params: Mapping[str, Tensor], batch: Any) -> Produ
     return several
 
 
+def _hessian_once(one: Objective, params: Mapping[str, Tensor], batch: Any) -> Product:
+    """The Hessian's product, nothing kept: the derivative along ``v`` goes along with one gradient.
+
+    For one vector that is a quarter less work than to go back twice; several share what goes back twice.
+    """
+    leaves = list(params.values())
+
+    def product(v: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            parts = one.split(v)
+            moving = {name: forward_ad.make_dual(value, parts[name]) for name, value in params.items()}
+            loss = one.loss(moving, batch)
+            if not loss.requires_grad:  # no weight matters
+                return torch.zeros_like(v)
+            first = torch.autograd.grad(loss, leaves, allow_unused=True)
+            bent = [None if value is None else forward_ad.unpack_dual(value).tangent for value in first]
+        return _joined(bent, leaves, 0).detach()
+
+    def several(flat: Tensor) -> Tensor:
+        if len(flat) == 1 and one.goes_forward:
+            try:
+                return product(flat[0])[None]
+            except RuntimeError:  # functions without a forward derivative, or whose gradients have none
+                one.goes_forward = False
+        return product_on(one, "hessian", params, batch, False, True)(flat)
+
+    return several
+
+
 def _linear(one: Objective, leaves: list[Tensor], first: Sequence[Any], stacked: bool, once: bool) -> Product:
     """The derivative of gradients along vectors."""
     bent = [(k, value) for k, value in enumerate(first) if value is not None and value.requires_grad]
@@ -367,9 +398,9 @@ def _stacked(batches: Any) -> Any:
         sizes = sorted({samples_in(batch) for batch in batches})
         if len(sizes) != 1:
             raise ValueError(f"batches to be stacked must be of one size, not {sizes or 'none'}")
-        return tree_map(lambda *leaves: torch.stack(leaves), *batches)
+        return tree_map(lambda *leaves: torch.stack(leaves), *map(plain, batches))
     samples_in(batches)
-    return batches
+    return plain(batches)
 
 
 def _known(operator: str) -> str:

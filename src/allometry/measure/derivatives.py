@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from allometry.measure.objective import Objective, batches_of, samples_in
+from allometry.measure.objective import Objective, batches_of, each_of, plain, samples_in
 
 __all__ = ["ggn_vp", "hvp", "per_example_gradients", "squared_gradients"]
 
@@ -115,8 +115,9 @@ def per_example_gradients(
     """
     one = Objective(model, loss, **options)
     samples_in(batch)
+    batch = one.cast(batch)
     one.check(batch)
-    return _each_gradient(one, one.cast(batch), chunk)
+    return _each_gradient(one, batch, chunk)
 
 
 def squared_gradients(
@@ -162,6 +163,7 @@ def squared_gradients(
 
 def gradients_of_samples(one: Objective, batch: Any, chunk: int) -> Iterator[dict[str, Tensor]]:
     """Samples' gradients, some at a time: tensors (n, *shape) by parameter."""
+    batch = plain(batch)
     for start in range(0, samples_in(batch), chunk):
         yield _each_gradient(
             one, one.cast(tree_map(lambda leaf, at=start: leaf[at : at + chunk], batch)), None
@@ -173,7 +175,7 @@ def _each_gradient(one: Objective, batch: Any, chunk: int | None) -> dict[str, T
         lone = tree_map(lambda leaf: leaf[None], sample)
         return grad(lambda params: one.loss(params, lone))(one.params)
 
-    return vmap(alone, chunk_size=chunk)(batch)
+    return each_of(alone, batch, chunk=chunk)
 
 
 def _several(params: Any, v: Any) -> bool:

@@ -247,5 +247,5 @@ def _ratio(traces: np.ndarray[Any, Any], squares: np.ndarray[Any, Any]) -> Noise
         error = math.sqrt((n - 1) / n * float(np.square(left - left.mean()).sum()))
     t = float(stats.t.ppf(0.975, n - 1))
     pieces = fieller(above, -below, np.cov(traces, -squares) / n, t).pieces()
-    low, high = pieces[-1] if pieces else (0.0, math.inf)  # negative scales are none
+    low, high = pieces[-1] if pieces and pieces[-1][1] > 0 else (0.0, math.inf)  # negative scales are none
     return NoiseScale(value, error, max(low, 0.0), high, above, below, n)

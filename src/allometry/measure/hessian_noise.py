@@ -52,7 +52,7 @@ class HessianNoise:
     excess : float
         c: a batch's largest eigenvalue exceeds λ by about ``c / b``.
     standard_error : float
-        Of ``excess``, from the spread over samples.
+        Of ``excess``, from the spread over samples, and over directions where they are random.
     gap : float
         From the largest eigenvalue to the next.
     samples : int
@@ -175,8 +175,10 @@ def hessian_noise(
     if count < 2:
         raise ValueError(f"noise is a spread over observations: {count} is too few")
     extra: dict[str, Any] = {}
+    few = 0.0  # squared error by how few directions were looked in
     if mode == "isotropic":
-        each = (grams.diagonal(dim1=1, dim2=2) - whole(vectors).square().sum(1).double()).mean(1) / largest
+        seen = (grams.diagonal(dim1=1, dim2=2) - whole(vectors).square().sum(1).double()) / largest
+        each, few = seen.mean(1), float(seen.mean(0).var()) / probes if probes > 1 else 0.0
     else:
         first = blocks[:, 0].square()  # (n, k): of u_j' H_i u_1
         beyond = (grams[:, 0, 0] - first.sum(1)).clamp_min(0.0) / largest
@@ -185,10 +187,8 @@ def hessian_noise(
             leak = (grams - blocks @ blocks.mT).mean(0) / largest
             # observations of B samples each: their noise is smaller by √B, and what they leak by B
             extra = {"blocks": (blocks - blocks.mean(0)) * math.sqrt(size), "leak": leak * size}
-    return HessianNoise(
-        mode, largest, size * float(each.mean()), size * float(each.std()) / math.sqrt(count), gap, count,
-        values, **extra,
-    )  # fmt: skip
+    error = math.sqrt(float(each.var()) / count + few)
+    return HessianNoise(mode, largest, size * float(each.mean()), size * error, gap, count, values, **extra)
 
 
 def batch_eigenvalue_law(

@@ -5,8 +5,8 @@
   their own loss. Either gives the *mean* over the batch's samples. Inputs that are a tuple or a mapping are
   the model's positional or named arguments.
 * The weights are copied when it is made: training may go on while a derivative is being taken.
-* What would make a curvature random, or no mean over samples, is refused at the door: active dropout, and
-  batch norms that look at their batch.
+* What would make a curvature random, or no mean over samples, is refused at the door: active dropout, batch
+  norms that look at their batch, and losses that are sums.
 * Attention takes the path that has second derivatives (fused kernels have none).
 """
 
@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Objective", "batches_of", "samples_in"]
+__all__ = ["Objective", "batches_of", "each_of", "plain", "samples_in"]
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -79,6 +79,7 @@ class Objective:
                 "model.eval(), or pass unit='batch' to take each batch as one observation"
             )
         self.unit, self.dtype, self.loss_fn = unit, dtype, loss_fn
+        self.goes_forward = True  # until a forward derivative through a gradient turns out to be missing
         self.convolves = any(isinstance(one, _ConvNd) for one in model.modules())
         self._whole = _Whole(model, loss_fn, objective)
         wanted = [include] if isinstance(include, str) else list(include)
@@ -101,6 +102,8 @@ class Objective:
             told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"parameters are of several kinds ({told}): bring them together, or pass dtype=")
         ((self.weights_dtype, self.device),) = kinds
+        if self.device.type == "meta":
+            raise ValueError("the model is on the meta device: its weights have no values")
         self.shapes = {name: one.shape for name, one in self.params.items()}
         self.sizes = [one.numel() for one in self.params.values()]
         self.dim = sum(self.sizes)
@@ -109,7 +112,11 @@ class Objective:
         """The batch's mean loss, ()."""
         found = self._call(params, batch, None)
         if not isinstance(found, Tensor) or found.ndim:
-            told = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            told = (
+                f"a tensor of shape {tuple(found.shape)}"
+                if isinstance(found, Tensor)
+                else (f"a {type(found).__name__}{' (its .loss is)' if hasattr(found, 'loss') else ''}")
+            )
             raise ValueError(f"the loss of a batch must be one number, its mean, not {told}")
         return found
 
@@ -129,7 +136,7 @@ class Objective:
 
     def each(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:
         """The loss of every sample by itself, (B,)."""
-        return vmap(lambda one: self.loss(params, tree_map(lambda leaf: leaf[None], one)))(batch)
+        return each_of(lambda one: self.loss(params, tree_map(lambda leaf: leaf[None], one)), batch)
 
     def _call(self, params: Mapping[str, Tensor], batch: Any, what: str | None) -> Any:
         values = {f"model.{name}": one for name, one in (*self._fixed.items(), *params.items())}
@@ -149,10 +156,11 @@ class Objective:
                 one.track_running_stats = before
 
     def check(self, batch: Any) -> None:
-        """Refuse a loss that is not finite, or differs from one evaluation to the next."""
+        """Refuse a loss that is not finite, differs from one evaluation to the next, or is no mean."""
         with torch.no_grad(), torch.random.fork_rng():
             first = float(self.loss(self.params, batch))
-            random = self._whole.training and first != float(self.loss(self.params, batch))
+            drawing = any(one.training for one in self._whole.modules())
+            random = drawing and first != float(self.loss(self.params, batch))
         if not math.isfinite(first):
             raise ValueError(f"the loss of a batch is {first}: its derivatives say nothing")
         if random:
@@ -160,9 +168,33 @@ class Objective:
                 "two evaluations of one batch's loss differ, so its curvature is random (dropout?): call "
                 "model.eval()"
             )
+        if self.unit == "sample":
+            self._check_mean(batch)
+
+    @torch.no_grad()
+    def _check_mean(self, batch: Any) -> None:
+        """A sample taken twice has the mean loss that it has once."""
+        size = samples_in(batch)
+
+        def take(times: int) -> float:
+            return float(self.loss(self.params, tree_map(
+                lambda leaf: leaf[:1].repeat_interleave(times, 0)
+                if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf, batch,
+            )))  # fmt: skip
+
+        try:
+            once, twice = take(1), take(2)
+        except (RuntimeError, ValueError, IndexError):  # a loss that cannot be asked of one sample alone
+            return
+        if abs(twice - once) > 0.05 * max(abs(once), 1e-30) and math.isfinite(once):
+            raise ValueError(
+                f"one sample has a loss of {once:.4g}, and the same one twice {twice:.4g}: the loss must be "
+                "the mean over a batch's samples, not their sum (reduction='mean'), and not of them together"
+            )
 
     def cast(self, batch: Any) -> Any:
-        """The batch with its floating tensors of the dtype asked for."""
+        """The batch with its floating tensors of the dtype asked for, its mappings as dictionaries."""
+        batch = plain(batch)
         if self.dtype is None:
             return batch
         return tree_map(
@@ -181,7 +213,7 @@ class Objective:
         lead = vectors.shape[:-1]
         parts = vectors.split(self.sizes, -1)
         return {
-            name: part.reshape(*lead, *shape)
+            name: part.reshape((*lead, *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
@@ -203,6 +235,11 @@ class _Whole(nn.Module):
     def forward(self, batch: Any, what: str | None) -> Any:
         if self.objective is not None:
             return self.objective(self.model, batch)
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise ValueError(
+                f"with loss_fn a batch is (inputs, targets), not a {type(batch).__name__}; data that are one "
+                "batch are a tuple, not a list"
+            )
         inputs = batch[0]
         if isinstance(inputs, Mapping):
             output = self.model(**inputs)
@@ -214,7 +251,8 @@ class _Whole(nn.Module):
 def batches_of(data: Any) -> list[Any] | Iterable[Any]:
     """Batches to be read as often as needed: a lone batch becomes a list of one.
 
-    A tuple of tensors or a mapping is a batch; all else is an iterable of batches.
+    A tuple of tensors, a mapping, or a tuple of a mapping and a tensor is a batch; all else is an iterable of
+    batches.
 
     Raises
     ------
@@ -224,10 +262,12 @@ def batches_of(data: Any) -> list[Any] | Iterable[Any]:
     >>> len(batches_of((torch.zeros(4, 2), torch.zeros(4))))
     1
     """
-    if isinstance(data, Tensor | Mapping) or (
-        isinstance(data, tuple) and data and isinstance(data[0], Tensor)
-    ):
+    if isinstance(data, Tensor | Mapping):
         return [data]
+    if isinstance(data, tuple) and data:
+        named = isinstance(data[0], Mapping) and len(data) > 1 and isinstance(data[1], Tensor)
+        if named or isinstance(data[0], Tensor):
+            return [data]
     if iter(data) is data:
         raise ValueError("data is read more than once: give a list of batches or a DataLoader, no iterator")
     return data
@@ -239,7 +279,39 @@ def samples_in(batch: Any) -> int:
     >>> samples_in({"tokens": torch.zeros(3, 5)})
     3
     """
-    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    leaves = tree_leaves(plain(batch))
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
     if first is None or len(first) == 0:
         raise ValueError("a batch must hold a tensor with at least one sample")
     return len(first)
+
+
+def plain(batch: Any) -> Any:
+    """A batch whose mappings are dictionaries, which torch can look into (transformers' are of their own kind).
+
+    >>> from collections import UserDict
+    >>> plain((UserDict(tokens=1), 2))
+    ({'tokens': 1}, 2)
+    """
+    return tree_map(
+        lambda leaf: (
+            {key: plain(value) for key, value in leaf.items()} if isinstance(leaf, Mapping) else leaf
+        ),
+        batch,
+    )
+
+
+def each_of(function: Callable[..., Any], *given: Any, chunk: int | None = None) -> Any:
+    """A function of every row of what is given, all at once; row by row where it cannot be vectorised.
+
+    >>> each_of(lambda x, y: x @ y, torch.ones(3, 2), torch.ones(3, 2)).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    try:
+        return vmap(function, chunk_size=chunk)(*given)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # as of torch's own recurrent layers; if there is another reason, a row tells it
+        pass
+    found = [function(*tree_map(lambda leaf, at=row: leaf[at], given)) for row in range(samples_in(given))]
+    return tree_map(lambda *rows: torch.stack(rows), *found)
