@@ -97,7 +97,9 @@ class CurvatureOperator:
             raise ValueError("there are no batches")
         self.samples = sum(sizes)
         self._shares = [size / self.samples if unit == "sample" else 1 / len(sizes) for size in sizes]
-        self.objective.check(self.objective.cast(next(iter(self._data))))
+        first = self.objective.cast(next(iter(self._data)))
+        self.objective.check(first)
+        self.objective.check_mean(first)
         self._params = {name: one.requires_grad_() for name, one in self.objective.params.items()}
         self._mean = self._mean_gradient() if operator == "gradient covariance" else None
         self._once = not keep
@@ -192,7 +194,9 @@ class StackedCurvature:
         self.dim, self.dtype, self.device = (
             self.objective.dim, self.objective.weights_dtype, self.objective.device
         )  # fmt: skip
-        self.objective.check(self._part(slice(0, 1), 0))
+        part = self._part(slice(0, 1), 0)
+        self.objective.check(part)
+        self.objective.check_mean(part)
         self.chunk = chunk or max(1, 1024 // self.size)
         self._kept = list(self._build()) if keep else None
 

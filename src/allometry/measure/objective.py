@@ -156,7 +156,7 @@ class Objective:
                 one.track_running_stats = before
 
     def check(self, batch: Any) -> None:
-        """Refuse a loss that is not finite, differs from one evaluation to the next, or is no mean."""
+        """Refuse a loss that is not finite, or differs from one evaluation to the next."""
         with torch.no_grad(), torch.random.fork_rng():
             first = float(self.loss(self.params, batch))
             drawing = any(one.training for one in self._whole.modules())
@@ -168,12 +168,12 @@ class Objective:
                 "two evaluations of one batch's loss differ, so its curvature is random (dropout?): call "
                 "model.eval()"
             )
-        if self.unit == "sample":
-            self._check_mean(batch)
 
     @torch.no_grad()
-    def _check_mean(self, batch: Any) -> None:
-        """A sample taken twice has the mean loss that it has once."""
+    def check_mean(self, batch: Any) -> None:
+        """Refuse a loss that is a sum over samples: of a sample taken twice it is twice what it is once."""
+        if self.unit == "batch":
+            return
         size = samples_in(batch)
 
         def take(times: int) -> float:
@@ -186,10 +186,10 @@ class Objective:
             once, twice = take(1), take(2)
         except (RuntimeError, ValueError, IndexError):  # a loss that cannot be asked of one sample alone
             return
-        if abs(twice - once) > 0.05 * max(abs(once), 1e-30) and math.isfinite(once):
+        if once != 0 and abs(twice - 2 * once) < 1e-2 * abs(once):
             raise ValueError(
                 f"one sample has a loss of {once:.4g}, and the same one twice {twice:.4g}: the loss must be "
-                "the mean over a batch's samples, not their sum (reduction='mean'), and not of them together"
+                "the mean over a batch's samples, not their sum (reduction='mean')"
             )
 
     def cast(self, batch: Any) -> Any:
@@ -287,7 +287,7 @@ def samples_in(batch: Any) -> int:
 
 
 def plain(batch: Any) -> Any:
-    """A batch whose mappings are dictionaries, which torch can look into (transformers' are of their own kind).
+    """A batch whose mappings are dictionaries, which torch can look into (transformers' are their own kind).
 
     >>> from collections import UserDict
     >>> plain((UserDict(tokens=1), 2))
