@@ -2,6 +2,7 @@
 #
 #   make forecast ARGS="--tiny"     what follows ARGS= goes to the command
 #   make test ARGS="tests/data"     … or to pytest
+#   make test JOBS=8                with more than two processes; JOBS=0 is pytest's own, for a debugger
 #   make forecast TORCH_INDEX=https://download.pytorch.org/whl/cu126     a CUDA build of torch
 #   make forecast TORCH_INDEX=      torch from whatever index pip is set to
 #
@@ -10,6 +11,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
@@ -64,7 +66,7 @@ forecast: $(VENV)/train.stamp
 	$(BIN)/allometry forecast $(ARGS)
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
