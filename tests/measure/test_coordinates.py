@@ -1,9 +1,13 @@
 """µP passes the coordinate check and standard parametrization fails it: perceptrons, GPT-2, Llama."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from allometry.init.depth import depth_scale_
 from allometry.init.mup import apply_, roles
 from allometry.init.widths import width_dims
 from allometry.measure.coordinates import LOGITS, coordinate_check
@@ -201,6 +205,65 @@ class TestPerceptrons:
             expected = (model(inputs) - before).square().mean().sqrt().item()
         row = check.table.query("width == 64 and step == 1 and module == @LOGITS")
         assert row["rms_delta"].item() == pytest.approx(expected, rel=1e-5)
+
+
+class Twice(nn.Module):
+    """One hidden layer, used twice."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.shared, self.last = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.shared(torch.relu(self.first(x)))
+        return self.last(self.shared(torch.relu(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.first = nn.Linear(6, 32)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(depth))
+        self.last = nn.Linear(32, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + layer(torch.relu(x))
+        return self.last(x)
+
+
+def endless():
+    while True:
+        yield torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=3e-3)
+
+
+def test_a_module_that_is_called_twice_is_compared_call_by_call():
+    check = coordinate_check(Twice, [64, 128, 256], endless(), make_optimizer=adam, seeds=2)
+    names = set(check.table["module"])
+    assert {"shared", "shared (2)"} <= names
+    assert check.table.loc[check.table["step"] == 0, "rms_delta"].eq(0).all()
+    assert not check.passed
+    assert any(reason.startswith("shared (2): its ") for reason in check.reasons)
+
+
+def test_depths_are_compared_by_what_every_model_has():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare = coordinate_check(Residual, [2, 4, 8, 16], endless(), make_optimizer=adam)
+        ruled = coordinate_check(
+            lambda depth: depth_scale_(Residual(depth), r"^layers\.\d+$", base_depth=2), [2, 4, 8, 16],
+            endless(), make_optimizer=adam,
+        )  # fmt: skip
+    assert any(reason.startswith("last: ") for reason in bare.reasons)
+    assert ruled.passed
+    slopes = bare.slopes.set_index(["step", "module"])["rms_delta"]
+    assert np.isfinite(slopes[3, "layers.1"])
+    assert np.isnan(slopes[3, "layers.2"])
 
 
 def test_bad_input():

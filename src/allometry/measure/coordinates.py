@@ -14,8 +14,10 @@ Three steps suffice and convergence means nothing here. Widths below 64 bend the
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,11 +42,12 @@ class CoordinateCheck:
     ----------
     table : pandas.DataFrame
         ``width, seed, step, module, rms, rms_delta``: the root mean square of the module's output on the
-        probe batch after ``step`` steps, and of its difference from step 0.
+        probe batch after ``step`` steps, and of its difference from step 0. A module's further calls within
+        a pass have names of their own, ``layer (2)``.
     slopes : pandas.DataFrame
         ``step, module, grows, rms, rms_delta``: least-squares slopes of log size in log width over all widths
         and seeds, and whether the module's output itself grows with width (a hidden feature). Not a number
-        where a size was exactly zero.
+        where a size was exactly zero, or the module is not in every model, as when depth is the width.
     passed : bool
     reasons : tuple of str
         Why it failed: one sentence a module.
@@ -102,10 +105,11 @@ def coordinate_check(
         ``make_model(width)``, called with torch's global generator seeded (and restored afterwards), or
         ``make_model(width, generator)`` for a model that draws from a generator of its own.
     widths : sequence of int
-        At least two.
+        At least two; or depths, for a model that is told its depth. Modules are compared by name, and only
+        those that every model has.
     batches : iterable of (inputs, targets)
-        Inputs are a tensor or a mapping of keyword arguments. As many as there are steps, or they repeat; the
-        first is the probe too.
+        Inputs are a tensor, a tuple of arguments or a mapping of keyword arguments. No more are drawn than
+        there are steps; fewer repeat. The first is the probe too.
     make_optimizer : callable
         The optimizer for a model, at one learning rate for all widths.
     steps, seeds : int
@@ -158,7 +162,7 @@ def coordinate_check(
         raise ValueError(f"a slope needs at least two widths; got {widths}")
     if steps < 1 or seeds < 1:
         raise ValueError(f"steps and seeds must be at least 1; got {steps} and {seeds}")
-    batches = list(batches)
+    batches = list(islice(batches, steps))  # a stream may have no end
     if not batches:
         raise ValueError("coordinate_check needs at least one batch of (inputs, targets)")
     patterns = None
@@ -187,7 +191,7 @@ def coordinate_check(
             "make_model builds the same weights for every seed; let it take a generator as its second "
             "argument, or pass seeds=1"
         )
-    slopes = _slopes(table, {name for name, shapes in sizes.items() if len(shapes) > 1})
+    slopes = _slopes(table, len(widths), {name for name, shapes in sizes.items() if len(shapes) > 1})
     reasons = tuple(_reasons(slopes, steps, tolerance))
     return CoordinateCheck(table, slopes, not reasons, reasons)
 
@@ -236,7 +240,12 @@ def _probe(
     """
     found: dict[str, tuple[float, float, tuple[int, ...]]] = {}
 
+    calls: Counter[str] = Counter()
+
     def take(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        if calls[name] > 1:  # a module that the model calls again is compared call by call
+            name = f"{name} ({calls[name]})"
         start = first.get(name)
         if start is None:
             start = first[name] = output.detach().clone()
@@ -291,7 +300,7 @@ def _rms(x: Tensor) -> float:
     return torch.linalg.vector_norm(x, dtype=torch.float64).item() / max(x.numel(), 1) ** 0.5
 
 
-def _slopes(table: "pandas.DataFrame", hidden: set[str]) -> "pandas.DataFrame":
+def _slopes(table: "pandas.DataFrame", widths: int, hidden: set[str]) -> "pandas.DataFrame":
     import numpy as np
     import pandas as pd
 
@@ -299,7 +308,7 @@ def _slopes(table: "pandas.DataFrame", hidden: set[str]) -> "pandas.DataFrame":
         size = rows[column].to_numpy()
         if not np.isfinite(size).all():
             return float("inf")
-        if (size <= 0).any():
+        if (size <= 0).any() or rows["width"].nunique() < widths:
             return float("nan")
         return float(np.polyfit(np.log(rows["width"].to_numpy()), np.log(size), 1)[0])
 
