@@ -4,7 +4,8 @@ import numpy as np
 import pandas
 import pytest
 
-from allometry.papers.lr_batch_random_matrix import curvature, rates
+from allometry.papers.lr_batch_curvature import curvature
+from allometry.papers.lr_batch_random_matrix import rates
 from allometry.study import Result
 
 BATCHES = np.array(curvature.axes[0].values("full"), float)
