@@ -1,6 +1,7 @@
 """Normalised heads bound attention logits and make attention blind to the size of its projections."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -150,6 +151,91 @@ def test_gradients_reach_the_new_scales_and_types_follow(family: str) -> None:
                 assert module.weight.grad.abs().sum() > 0
 
 
+class HandMade(nn.Module):
+    """Attention that names and cuts its projections as nobody else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wq, self.wk, self.wv = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            part(x).unflatten(-1, (4, 8)).transpose(1, 2) for part in (self.wq, self.wk, self.wv)
+        )
+        return ((query @ key.mT / 8**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+class NanoAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_attn, self.n_head = nn.Linear(32, 96), 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (4, 8)).transpose(1, 2) for part in self.c_attn(x).chunk(3, -1)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+def hub_of(family: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    size = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
+    if family == "bert":
+        return transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=64, **size))
+    if family == "distilbert":
+        config = transformers.DistilBertConfig(vocab_size=64, dim=32, hidden_dim=48, n_layers=2, n_heads=4)
+        return transformers.DistilBertForMaskedLM(config)
+    if family == "t5":
+        config = transformers.T5Config(
+            vocab_size=64, d_model=32, d_ff=48, num_layers=2, num_heads=4, d_kv=8, is_encoder_decoder=False,
+            use_cache=False,
+        )  # fmt: skip
+        return transformers.T5EncoderModel(config)
+    config = transformers.Phi3Config(vocab_size=64, pad_token_id=0, **size)
+    return transformers.Phi3ForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "count"),
+    [
+        (HandMade, {"projections": ("wq", "wk"), "head_size": 8}, 1), (NanoAttention, {}, 1),
+        (lambda: hub_of("bert"), {}, 2), (lambda: hub_of("distilbert"), {}, 2), (lambda: hub_of("t5"), {}, 2),
+    ],
+)  # fmt: skip
+def test_attention_of_other_names_is_normalised_too(make: Callable, settings: dict, count: int) -> None:
+    torch.manual_seed(0)
+    model = add_qk_norm_(make(), **settings).eval()
+    names = projections(model)
+    assert len(names) in (count, 2 * count)
+    with torch.no_grad():
+        for heads in names:
+            next(heads.projection.parameters()).mul_(100.0)
+    found: dict[str, float] = {}
+    reader = AttentionReader(
+        model, lambda name, statistics: found.__setitem__(name, float(statistics.largest))
+    )
+    reader.attach()
+    with torch.no_grad():
+        model(tokens() if hasattr(model, "config") else torch.randn(3, 20, 32))
+    reader.detach()
+    if make is HandMade:  # no class name to be known by, and no kernel
+        found[""] = 0.0
+        query, key = (heads(torch.randn(3, 20, 32)).unflatten(-1, (4, 8)) for heads in names)
+        found[""] = float((query.transpose(1, 2) @ key.transpose(1, 2).mT).abs().max()) / 8**0.5
+    # T5 has no 1 / root of the head's size, and adds a bias of relative positions
+    bound = 8.0 + 3.0 if "T5" in type(model).__name__ else 8**0.5
+    assert len(found) == count
+    assert all(largest <= bound * 1.001 for largest in found.values())
+    with pytest.raises(ValueError, match="already"):
+        add_qk_norm_(model, **settings)
+
+
+def test_projections_that_mix_the_heads_are_left_to_their_owner() -> None:
+    with pytest.raises(ValueError, match="name its projections="):
+        add_qk_norm_(hub_of("phi3"))
+
+
 def test_what_cannot_be_normalised_is_told() -> None:
     with pytest.raises(ValueError, match="normalised already"):
         add_qk_norm_(gpt())
@@ -157,5 +243,11 @@ def test_what_cannot_be_normalised_is_told() -> None:
         add_qk_norm_(add_qk_norm_(gpt(qk_norm=None)))
     with pytest.raises(ValueError, match="no module with q_proj"):
         add_qk_norm_(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="no module with wq and wk"):
+        add_qk_norm_(nn.Linear(2, 2), projections=("wq", "wk"))
+    with pytest.raises(ValueError, match="got 'wq'"):
+        add_qk_norm_(nn.Linear(2, 2), projections="wq")
+    with pytest.raises(ValueError, match="heads of 5"):
+        add_qk_norm_(HandMade(), projections=("wq", "wk"), head_size=5)
     with pytest.raises(ValueError, match="'layernorm' or 'rmsnorm', got 'batchnorm'"):
         add_qk_norm_(gpt(qk_norm=None), "batchnorm")  # type: ignore[arg-type]

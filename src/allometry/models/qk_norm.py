@@ -12,8 +12,9 @@ attention logits at small scale, Wortsman and others, 2023. arXiv:2309.14322.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ from allometry.models.multihead import OpenMultiheadAttention, open_attention_
 
 Norm = Literal["layernorm", "rmsnorm"]
 _EPSILON = 1e-6
+_PAIRS = (("q_proj", "k_proj"), ("query", "key"), ("q", "k"), ("to_q", "to_k"), ("q_lin", "k_lin"))
+_FUSED = ("c_attn", "qkv")  # queries, keys and values one after another
+_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+_COUNTS = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads")
 
 
 class NormalizedHeads(nn.Module):
@@ -59,7 +64,13 @@ class NormalizedHeads(nn.Module):
         return done[0] if len(done) == 1 else torch.cat(done, -1)
 
 
-def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
+def add_qk_norm_(
+    model: nn.Module,
+    norm: Norm = "layernorm",
+    *,
+    projections: Sequence[str] | None = None,
+    head_size: int | None = None,
+) -> nn.Module:
     """Normalise queries and keys of every attention module over the head, in place.
 
     Call it on a new model, before its optimizer is made: the norms bring parameters, and a model that was
@@ -69,14 +80,20 @@ def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
     Parameters
     ----------
     model : nn.Module
-        :class:`allometry.models.GPT` without ``qk_norm``; or a model with modules that have ``q_proj``,
-        ``k_proj`` and ``head_dim`` (Llama and its kin in ``transformers``), a ``c_attn`` of queries, keys
-        and values side by side (GPT-2), or torch's ``nn.MultiheadAttention``, which is opened for it
-        (:func:`open_attention_`).
+        :class:`allometry.models.GPT` without ``qk_norm``; torch's ``nn.MultiheadAttention``, which is opened
+        for it (:func:`open_attention_`); or modules with projections of queries and of keys as Llama,
+        BERT, T5 and ``diffusers`` name them (``q_proj`` and ``k_proj``, ``query`` and ``key``, ``q`` and
+        ``k``, ``to_q`` and ``to_k``, ``q_lin`` and ``k_lin``), or with one of queries, keys and values one
+        after another (``c_attn``, ``qkv``), that say how large a head is or how many there are.
     norm : "layernorm" or "rmsnorm"
         With a learned scale that starts at 1, shared by the heads, and no bias. On a ``GPT``, "rmsnorm" turns
         its own switch on, ``qk_norm="learned"`` with a gain a head that starts at 1, and says so in its
         config; with "layernorm" the config cannot say it, nor count its 2 x D parameters a layer.
+    projections : sequence of str, optional
+        In modules that name them otherwise: the two names of the projections of queries and of keys, or one
+        of a projection of queries, keys and values side by side.
+    head_size : int, optional
+        D, where a module does not tell it.
 
     Returns
     -------
@@ -86,7 +103,8 @@ def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
     Raises
     ------
     ValueError
-        If there is nothing to normalise, it is normalised already, or for another norm.
+        If there is nothing to normalise, it is normalised already, a projection's output is no multiple of
+        the head's size, or for another norm.
 
     Examples
     --------
@@ -97,61 +115,101 @@ def add_qk_norm_(model: nn.Module, norm: Norm = "layernorm") -> nn.Module:
     """
     if norm not in ("layernorm", "rmsnorm"):
         raise ValueError(f"norm must be 'layernorm' or 'rmsnorm', got {norm!r}")
-    sites = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
+    if projections is not None and (isinstance(projections, str) or len(projections) not in (1, 2)):
+        raise ValueError(
+            f"projections are the names of queries' and keys', or of one that holds both; got {projections!r}"
+        )
+    sites = {
+        name: (module, found)
+        for name, module in model.named_modules()
+        if (found := _projections(module, projections, head_size)) is not None
+    }
     if not sites:
         raise ValueError(
-            f"{type(model).__name__} has no module with q_proj, k_proj and head_dim, with a c_attn of "
-            "queries, keys and values, or nn.MultiheadAttention, to put norms into"
+            f"{type(model).__name__} has no module with "
+            + (" and ".join(projections) if projections else "q_proj, k_proj or their like")
+            + " and a known size of heads to put norms into; name its projections= and head_size="
         )
-    for name, module in sites:
-        if _is_normalized(module):
+    for name, (module, (names, size)) in sites.items():
+        if _is_normalized(module, names):
             raise ValueError(f"queries and keys of {name or 'the model'} are normalised already")
-    for _, module in sites:
-        _normalize(module, norm)
+        for one in names:
+            width, parts = _width(getattr(module, one)), 3 if len(names) == 1 else 1
+            if width is not None and width % (parts * size):
+                raise ValueError(
+                    f"{one} of {name or 'the model'} gives {width} numbers, no {parts} x heads of {size}"
+                )
+    for module, (names, size) in sites.values():
+        _normalize(module, norm, names, size)
     for module in model.modules():
         if isinstance(module, GPT) and norm == "rmsnorm":
             module.config = replace(module.config, qk_norm="learned", qk_gain=1.0)
     return model
 
 
-def _is_attention(module: nn.Module) -> bool:
-    if isinstance(module, Attention | nn.MultiheadAttention):
-        return True
-    if not isinstance(getattr(module, "head_dim", None), int):
-        return False
-    projections = all(isinstance(getattr(module, name, None), nn.Module) for name in ("q_proj", "k_proj"))
-    fused = isinstance(getattr(module, "c_attn", None), nn.Module)
-    return projections or (fused and not getattr(module, "is_cross_attention", False))
+def _projections(
+    module: nn.Module, projections: Sequence[str] | None, head_size: int | None
+) -> tuple[tuple[str, ...], int] | None:
+    """Names of a module's projections and the size of a head; no names where it has a way of its own."""
+    if projections is None and isinstance(module, Attention):
+        return (), module.head_size
+    if projections is None and isinstance(module, nn.MultiheadAttention):
+        return (), int(module.head_dim)
+    known = [tuple(projections)] if projections is not None else [*_PAIRS, *((one,) for one in _FUSED)]
+    for names in known:
+        parts = [getattr(module, name, None) for name in names]
+        if not all(isinstance(part, nn.Module) for part in parts):
+            continue
+        if len(names) == 1 and getattr(module, "is_cross_attention", False):
+            continue
+        size = head_size or _head_size(module, _width(parts[0]), 3 if len(names) == 1 else 1)
+        if size is not None:
+            return names, size
+    return None
 
 
-def _is_normalized(module: nn.Module) -> bool:
+def _width(projection: Any) -> int | None:
+    """How many numbers a linear layer gives, or transformers' Conv1D."""
+    inner = projection.projection if isinstance(projection, NormalizedHeads) else projection
+    found = getattr(inner, "out_features", getattr(inner, "nf", None))
+    return found if isinstance(found, int) else None
+
+
+def _head_size(module: nn.Module, width: int | None, parts: int) -> int | None:
+    for name in _SIZES:
+        if isinstance(getattr(module, name, None), int):
+            return int(getattr(module, name))
+    for name in _COUNTS:
+        count = getattr(module, name, None)
+        if isinstance(count, int) and width is not None and width % (parts * count) == 0:
+            return width // parts // count
+    return None
+
+
+def _is_normalized(module: nn.Module, names: tuple[str, ...]) -> bool:
     if isinstance(module, Attention) and module.qk_norm is not None:
         return True
     if isinstance(module, OpenMultiheadAttention) and module.query_norm is not None:
         return True
-    wrapped = any(
-        isinstance(getattr(module, name, None), NormalizedHeads) for name in ("qkv", "q_proj", "c_attn")
-    )
-    return wrapped or isinstance(getattr(module, "q_norm", None), nn.Module)
+    wrapped = any(isinstance(getattr(module, name, None), NormalizedHeads) for name in (*names, "qkv"))
+    return wrapped or any(isinstance(getattr(module, name, None), nn.Module) for name in ("q_norm", "norm_q"))
 
 
-def _normalize(module: nn.Module, norm: Norm) -> None:
-    if isinstance(module, Attention):
+def _normalize(module: nn.Module, norm: Norm, names: tuple[str, ...], size: int) -> None:
+    if isinstance(module, Attention) and not names:
         if norm == "rmsnorm":
             module.gain = nn.Parameter(module.qkv.weight.new_ones(module.heads))
             module.qk_norm = "learned"
         else:
-            _wrap(module, "qkv", norm, module.head_size, parts=3)
-    elif isinstance(module, nn.MultiheadAttention):
+            _wrap(module, "qkv", norm, size, parts=3)
+    elif isinstance(module, nn.MultiheadAttention) and not names:
         open_attention_(module)
         assert isinstance(module, OpenMultiheadAttention)
-        weight, size = module.out_proj.weight, int(module.head_dim)
+        weight = module.out_proj.weight
         module.query_norm, module.key_norm = (_fresh(norm, size, weight) for _ in range(2))
-    elif hasattr(module, "q_proj"):
-        for name in ("q_proj", "k_proj"):
-            _wrap(module, name, norm, int(module.head_dim), parts=1)  # type: ignore[arg-type]
     else:
-        _wrap(module, "c_attn", norm, int(module.head_dim), parts=3)  # type: ignore[arg-type]
+        for name in names:
+            _wrap(module, name, norm, size, parts=3 if len(names) == 1 else 1)
 
 
 def _wrap(module: nn.Module, name: str, norm: Norm, size: int, *, parts: int) -> None:
