@@ -125,6 +125,40 @@ def test_models_are_started_anew_and_their_groups_keep_poles_slow():
     assert slow[0]["weight_decay"] == 0
 
 
+def test_started_anew_a_layer_keeps_its_precision_and_what_was_frozen():
+    layer = S4D(2, 8).double()
+    layer.system.imaginary.requires_grad_(False)
+    robustify_(layer, eps=0.45, steps=20)
+    assert {one.dtype for one in layer.parameters()} == {torch.float64}
+    frozen = {name for name, one in layer.named_parameters() if not one.requires_grad}
+    assert frozen == {"system.imaginary"}
+
+
+@pytest.mark.parametrize("states", [16, 48, 64])
+def test_the_papers_bound_holds_at_every_frequency(states):
+    """|G' − G| ≤ (2 ln n + 4) ε for inputs and readouts of unit length (theorem 3, first order)."""
+    matrix, inputs, _ = hippo.hippo_legs(states)
+    inputs = inputs / inputs.norm()
+    readout = torch.randn(20, states, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    readout = (readout / readout.norm(dim=1, keepdim=True)).to(torch.complex128)
+    omega = torch.cat([hippo.legs(states).poles.imag, torch.logspace(-2, 4, 200, dtype=torch.float64)])
+    exact = transfer(matrix, inputs, readout, omega)
+    for eps in (0.05, 0.2):
+        made = ptd(matrix, inputs, eps=eps, steps=50)
+        gap = (transfer(made.poles, made.inputs, readout @ made.basis, omega) - exact).abs().max().item()
+        assert gap <= (2 * np.log(states) + 4) * made.size
+        rebuilt = (made.basis * made.poles) @ made.inverse
+        backward = torch.linalg.matrix_norm(rebuilt - matrix, 2).item()
+        assert backward == pytest.approx(made.size, rel=1e-6)  # what was computed, not what was meant
+        assert made.poles.real.max() <= made.bound < 0
+
+
+def test_what_float32_cannot_hold_is_said():
+    matrix, _, _ = hippo.hippo_legs(24)
+    with pytest.warns(UserWarning, match="less than a digit"):
+        ptd(matrix, eps=1e-7, method="ginibre")
+
+
 def test_bad_matrices_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match="square"):
         ptd(torch.zeros(2, 3))
@@ -132,5 +166,7 @@ def test_bad_matrices_are_refused_in_a_sentence():
         ptd(torch.full((2, 2), torch.nan))
     with pytest.raises(ValueError, match="larger eps"):
         ptd(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), eps=0.0)
+    with pytest.raises(ValueError, match="each of 2 states"):
+        ptd(torch.eye(2), torch.ones(3))
     with pytest.raises(ValueError, match="no S4D"):
         robustify_(torch.nn.Linear(2, 2))

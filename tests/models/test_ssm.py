@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from allometry.models import S4D, S5, SSMClassifier, discretize, hippo, vandermonde
+from allometry.models import S4D, S5, SSMBlock, SSMClassifier, discretize, hippo, vandermonde
 from allometry.models.ssm import _fast
 
 scipy_signal = pytest.importorskip("scipy.signal")
@@ -71,6 +71,82 @@ def test_the_chunked_kernel_and_its_gradient_are_those_of_the_direct_sum(length)
         told.append((kernel.detach(), z.grad, w.grad))
     for one, two in zip(*told, strict=True):
         assert torch.allclose(one, two, rtol=1e-9, atol=1e-9)
+
+
+def _direct(layer, length):
+    """The kernel of a layer's own parameters, every power at once, in complex128."""
+    poles = layer.system.poles().detach().to(torch.complex128)
+    step = layer.system.log_step.detach().double().exp()[:, None]
+    b, c = (torch.view_as_complex(one.detach().double()) for one in (layer.inputs, layer.readout))
+    if layer.system.disc == "zoh":
+        a, b = torch.exp(step * poles), (torch.exp(step * poles) - 1) / poles * b
+    else:
+        a, b = (1 + step * poles / 2) / (1 - step * poles / 2), step * b / (1 - step * poles / 2)
+    powers = a.log()[..., None] * torch.arange(length, dtype=torch.float64)
+    return ((c[0] * layer.system.weight * b)[..., None] * powers.exp()).sum(1).real
+
+
+@pytest.mark.parametrize("transform", ["exp", "softplus", "relu", "none"])
+@pytest.mark.parametrize("disc", ["zoh", "bilinear"])
+@pytest.mark.parametrize("init", ["legs", "inv", "lin", "real", "random"])
+def test_kernels_of_twenty_thousand_samples_keep_their_digits(init, disc, transform):
+    """Phases of thousands of turns: float32 parameters, 2e-5 of the largest; float64, 1e-11."""
+    layer = S4D(2, 64, init=init, disc=disc, real_transform=transform)
+    for tolerance in (2e-5, 1e-11):
+        exact = _direct(layer, 20_000)
+        assert (layer.kernel(20_000) - exact).abs().max() < tolerance * exact.abs().max()
+        layer = layer.double()
+
+
+def test_a_held_input_is_integrated_at_every_size_of_step():
+    """(e^x − 1)/x and its derivative, beside 50 digits, where either is small: to 1e-6 in complex64."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 50
+    for size in (1e-9, 1e-4, 2e-3, 0.09, 0.11, 2.0):
+        x = torch.tensor([complex(-size, size)], dtype=torch.complex64, requires_grad=True)
+        one = torch.ones(1, dtype=torch.complex64)
+        found = discretize(x, one, torch.tensor(1.0))[1]
+        z = mpmath.mpc(complex(x.detach()))
+        exact = (mpmath.exp(z) - 1) / z
+        slope = (mpmath.exp(z) * z - mpmath.exp(z) + 1) / z**2
+        (gradient,) = torch.autograd.grad(found.real.sum(), x)
+        assert abs(complex(found.detach()) - complex(exact)) < 1e-6
+        assert abs(complex(gradient) - complex(slope).conjugate()) < 2e-5
+
+
+def test_gradients_agree_forward_backward_twice_and_mapped():
+    generator = torch.Generator().manual_seed(0)
+    logs = torch.complex(-torch.rand(2, 3, generator=generator, dtype=torch.float64) / 5,
+                         torch.rand(2, 3, generator=generator, dtype=torch.float64) * 3)  # fmt: skip
+    weights = torch.randn(2, 3, generator=generator, dtype=torch.complex128)
+    both = (logs.requires_grad_(), weights.requires_grad_())
+    assert torch.autograd.gradcheck(lambda z, w: vandermonde(z, w, 37), both, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda z, w: vandermonde(z, w, 37), both)
+    many = torch.randn(4, 2, 3, generator=generator, dtype=torch.complex128)
+    mapped = torch.func.vmap(lambda w: vandermonde(logs, w, 37))(many)
+    assert torch.allclose(mapped, torch.stack([vandermonde(logs, w, 37) for w in many]), atol=1e-12)
+
+
+def test_a_layers_gradients_are_right_in_float64():
+    layer = S4D(2, 4, init="lin").double()
+    x = torch.randn(1, 9, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("kind", [S4D, S5])
+def test_each_examples_gradient_is_that_of_the_example_alone(kind):
+    """Under ``torch.func``, as tangent kernels and per-example probes need it."""
+    layer, x = kind(2, 8), torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(0))
+    named = dict(layer.named_parameters())
+
+    def loss(parameters, one):
+        return torch.func.functional_call(layer, parameters, (one[None],)).square().sum()
+
+    mapped = torch.func.vmap(torch.func.grad(loss), (None, 0))(named, x)
+    for place in range(3):
+        alone = torch.autograd.grad(layer(x[place : place + 1]).square().sum(), list(named.values()))
+        for name, one in zip(named, alone, strict=True):
+            assert torch.allclose(mapped[name][place], one, rtol=1e-3, atol=1e-4 * one.abs().max().item())
 
 
 @pytest.mark.parametrize("method", ["zoh", "bilinear"])
@@ -145,6 +221,54 @@ def test_half_precision_comes_back_as_it_went_in():
     assert torch.allclose(layer(x.bfloat16()).float(), layer(x), atol=0.05 * layer(x).abs().max().item())
 
 
+@pytest.mark.parametrize("kind", ["s4d", "s5"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_moves_to_other_precisions(kind, dtype):
+    """Rounded to half precision, poles are others; the outputs stay near, and so does a step."""
+    layer = (S4D if kind == "s4d" else S5)(2, 8)
+    x = torch.randn(1, 30, 2, generator=torch.Generator().manual_seed(0))
+    exact, moved = layer(x), layer.to(dtype)
+    found = moved(x.to(dtype))
+    assert found.dtype is dtype
+    assert torch.allclose(found.float(), exact, atol=0.05 * exact.abs().max().item())
+    y, state = moved.step(x[:, 0].to(dtype), moved.initial_state(1))
+    assert y.dtype is dtype
+    assert state.dtype is (torch.complex128 if dtype is torch.float64 else torch.complex64)
+
+
+def test_autocast_does_not_reach_the_kernel():
+    layer = S4D(2, 64)
+    exact = layer.kernel(300)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.kernel(300), exact)
+
+
+@pytest.mark.parametrize("kind", [S4D, S5])
+def test_a_layer_is_built_where_torch_is_told_to_build(kind):
+    with torch.device("meta"):
+        layer = kind(2, 8)
+    assert {one.device.type for one in layer.parameters()} == {"meta"}
+
+
+def test_poles_of_ones_own():
+    poles = torch.tensor([-0.5 + 3j, -1.0 + 0j])
+    layer = S4D(2, init=poles)
+    assert torch.allclose(layer.system.poles()[0], poles)
+    assert layer.system.weight.tolist() == [2.0, 1.0]
+
+
+def test_a_block_steps_as_it_convolves():
+    for system in (S4D(3, 8), S5(3, 8)):
+        block = SSMBlock(system)
+        x = torch.randn(2, 25, 3, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            whole, state, steps = block(x), block.initial_state(2), []
+            for k in range(25):
+                y, state = block.step(x[:, k], state)
+                steps.append(y)
+        assert torch.allclose(whole, torch.stack(steps, 1), atol=1e-5 * whole.abs().max().item())
+
+
 def test_a_classifier_learns_to_tell_two_frequencies():
     model = SSMClassifier(1, 2, d_model=8, d_state=8, layers=1)
     generator = torch.Generator().manual_seed(0)
@@ -166,6 +290,20 @@ def test_bad_requests_are_refused_in_a_sentence():
         S4D(2, 8)(torch.zeros(1, 2, 30))
     with pytest.raises(ValueError, match="length"):
         S4D(2, 8)(torch.zeros(1, 0, 2))
+    with pytest.raises(ValueError, match="floating"):
+        S4D(2, 8)(torch.zeros(1, 30, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="a state"):
+        S4D(2, 8).step(torch.zeros(1, 2), S4D(2, 8).initial_state(3))
+    for dt in (0.1, (0.1, math.inf), (math.nan, 0.1), (0.1, 0.01)):
+        with pytest.raises(ValueError, match="dt is"):
+            S4D(2, 8, dt=dt)
+    with pytest.raises(ValueError, match="rate is"):
+        S4D(2, 8).kernel(4, rate=math.nan)
+    for init in (3, "legz", torch.ones(3)):
+        with pytest.raises(ValueError, match=r"init is|poles are complex"):
+            S4D(2, 8, init=init)
+    with pytest.raises(ValueError, match="whole number"):
+        S4D(2, 8).kernel(2.5)
     with pytest.raises(ValueError, match="negative"):
         S4D(2, init=hippo.Diagonal(torch.tensor([0.1 + 1j]), torch.ones(1) + 0j, torch.full((1,), 2.0)))
 

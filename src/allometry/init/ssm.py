@@ -12,6 +12,7 @@ Approximate Diagonalization" (2023, arXiv:2310.01698).
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,12 @@ def ptd(
     ValueError
         Not a finite real square matrix, an unknown method, or eigenvectors that are singular all the same.
 
+    Warns
+    -----
+    UserWarning
+        Eigenvectors of a condition above 10⁶, which leave layers in float32 less than a digit; more than 512
+        states, which take minutes.
+
     Examples
     --------
     >>> found = ptd(torch.tensor([[-1.0, 100.0], [0.0, -1.0]]), eps=0.1, steps=50)
@@ -106,6 +113,10 @@ def ptd(
         raise ValueError(f"perturb-then-diagonalise takes a real square matrix; got {tuple(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError("the matrix has entries that are not finite")
+    if inputs is not None and inputs.shape != matrix.shape[:1]:
+        raise ValueError(f"inputs have a number for each of {len(matrix)} states; got {tuple(inputs.shape)}")
+    if steps < 0:
+        raise ValueError(f"steps are at least 0; got {steps}")
     if method not in ("optimise", "ginibre"):
         raise ValueError(f"method is 'optimise' or 'ginibre'; got {method!r}")
     a = matrix.detach().to(torch.float64)
@@ -115,6 +126,8 @@ def ptd(
     commutator = float(torch.linalg.matrix_norm(a @ a.mT - a.mT @ a))
     if limit == 0 or commutator <= 1e-12 * float(a.square().sum()):  # normal: nothing to mend
         return _finished(a, torch.zeros_like(a), inputs)
+    if len(a) > 512 and method == "optimise":
+        warnings.warn(f"{steps} eigendecompositions of {len(a)} states take minutes", stacklevel=2)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(a.shape, dtype=torch.float64, generator=generator)
     start *= limit / torch.linalg.matrix_norm(start, 2)
@@ -152,6 +165,11 @@ def _finished(a: Tensor, e: Tensor, inputs: Tensor | None) -> PTD:
         raise ValueError(
             f"the eigenvectors are singular to working precision (condition {kappa:.1g}); allow a larger eps"
         )
+    if kappa > 1e6:
+        warnings.warn(
+            f"the eigenvectors have a condition of {kappa:.1g}, which leaves a layer in float32 less than a "
+            "digit; allow a larger eps", stacklevel=3,
+        )  # fmt: skip
     inverse = torch.linalg.inv(basis)
     size = float(torch.linalg.matrix_norm(e, 2)) if e.any() else 0.0
     reach = float(torch.linalg.eigvalsh((a + a.mT) / 2).max())
@@ -194,14 +212,15 @@ def robustify_(
         if n not in made:
             matrix, inputs, _ = hippo_legs(n)
             made[n] = ptd(matrix, inputs, eps=eps, rel=rel, steps=steps, seed=seed).diagonal()
-        system = layer.system
+        system, steps_between = layer.system, layer.system.steps().detach()
         new = S4D(
             layer.d_model, init=made[n], disc=system.disc, real_transform=system.real_transform,
-            train_inputs=layer.inputs.requires_grad, bidirectional=layer.bidirectional,
+            dt=(float(steps_between.min()), float(steps_between.max())), bidirectional=layer.bidirectional,
             bandlimit=layer.bandlimit, generator=torch.Generator().manual_seed(seed + place),
-            dt=(float(system.steps().min()), float(system.steps().max())),
-        ).to(layer.skip.device)  # fmt: skip
+        ).to(layer.skip)  # fmt: skip
         new.system.log_step = system.log_step
+        for name, parameter in new.named_parameters():  # what was frozen stays so
+            parameter.requires_grad_(layer.get_parameter(name).requires_grad)
         layer.system, layer.inputs, layer.readout = new.system, new.inputs, new.readout
     return model
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from allometry.models.regnet import RegNetConfig, regnet, regnet_config, resnet_config
     from allometry.models.resnet_rs import ResNetRSConfig, resnet_rs, resnet_rs_config
     from allometry.models.series_forecast import forecast_horizon, forecast_series
-    from allometry.models.ssm import S4D, S5, SSMBlock, SSMClassifier
+    from allometry.models.ssm import S4D, S5
+    from allometry.models.ssm_blocks import SSMBlock, SSMClassifier
     from allometry.models.timeseries import PatchForecaster, stack_parameters
 
 open_room(
@@ -54,7 +55,7 @@ open_room(
         "regnet": ["RegNetConfig", "regnet", "regnet_config", "resnet_config"],
         "resnet_rs": ["ResNetRSConfig", "resnet_rs", "resnet_rs_config"],
         "series_forecast": ["forecast_horizon", "forecast_series"],
-        "ssm": ["S4D", "S5", "SSMBlock", "SSMClassifier"],
+        "ssm": ["S4D", "S5"], "ssm_blocks": ["SSMBlock", "SSMClassifier"],
         "timeseries": ["PatchForecaster", "stack_parameters"],
     },
 )  # fmt: skip

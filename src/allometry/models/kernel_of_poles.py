@@ -6,11 +6,11 @@ No more than 2 · 128 powers a state are held at a time, so memory is O(states +
 which the direct sum spends its time on, are fewer by two orders of magnitude.
 """
 
+import contextlib
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["discretize", "powers", "vandermonde"]
@@ -19,46 +19,84 @@ _CHUNK = 128  # powers held at a time for each state, twice
 
 
 class _Vandermonde(torch.autograd.Function):
-    """K (H, L) = Re Σ_n w e^{z l}; forward and backward hold 2 · _CHUNK powers a state."""
+    """K (H, groups · chunk) = Re Σ_n w e^{z l}; forward and backward hold 2 · _CHUNK powers a state."""
 
     @staticmethod
-    def forward(ctx: Any, logs: Tensor, weights: Tensor, length: int) -> Tensor:
-        ctx.save_for_backward(logs, weights)
-        ctx.length = length
-        chunk = min(_CHUNK, max(1, math.isqrt(length)))
-        fine = powers(logs, torch.arange(chunk, device=logs.device))  # (H, N, c)
+    def forward(logs: Tensor, weights: Tensor, chunk: int, groups: int) -> Tensor:
+        fine = powers(logs, torch.arange(chunk, device=logs.device), weights.dtype)  # (H, N, c)
         right = torch.cat([fine.real, -fine.imag], 1)  # the real part of a product is one real product
-        out = right.new_empty(logs.shape[0], -(-length // chunk), chunk)
-        for start in range(0, out.shape[1], _CHUNK):
-            places = torch.arange(start, min(start + _CHUNK, out.shape[1]), device=logs.device)
-            coarse = weights[..., None] * powers(logs, places * chunk)  # (H, N, Q)
-            left = torch.cat([coarse.real, coarse.imag], 1).mT
-            out[:, start : start + len(places)] = left @ right
-        return out.flatten(1)[:, :length]
+        parts = []
+        with _full_precision(logs):
+            for places in _places(groups, logs.device):
+                coarse = weights[..., None] * powers(logs, places * chunk, weights.dtype)  # (H, N, Q)
+                parts.append(torch.cat([coarse.real, coarse.imag], 1).mT @ right)
+        return torch.cat(parts, 1).flatten(1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        logs, weights, ctx.chunk, ctx.groups = inputs
+        ctx.save_for_backward(logs, weights)
+        ctx.save_for_forward(logs, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         logs, weights = ctx.saved_tensors
-        chunk = min(_CHUNK, max(1, math.isqrt(ctx.length)))
-        groups = -(-ctx.length // chunk)
-        gradient = F.pad(gradients[0], (0, groups * chunk - ctx.length)).unflatten(1, (groups, chunk))
+        chunk = ctx.chunk
+        gradient = gradients[0].unflatten(1, (ctx.groups, chunk))
         inner = torch.arange(chunk, device=logs.device)
-        fine = powers(logs, inner)
+        fine = powers(logs, inner, weights.dtype)
         both = torch.cat([fine, fine * inner], 1)  # for Σ g e^{zl} and Σ g r e^{zl}
         plain, timed = torch.zeros_like(weights), torch.zeros_like(weights)
-        for start in range(0, groups, _CHUNK):
-            places = torch.arange(start, min(start + _CHUNK, groups), device=logs.device)
-            part = gradient[:, start : start + len(places)].mT  # (H, c, Q)
-            sums = torch.complex(both.real @ part, both.imag @ part)  # (H, 2N, Q)
-            first, second = sums.chunk(2, 1)
-            coarse = powers(logs, places * chunk)
-            plain += (coarse * first).sum(-1)
-            timed += (coarse * (second + first * (places * chunk))).sum(-1)
-        return (weights * timed).conj(), plain.conj(), None
+        with _full_precision(logs):
+            for places in _places(ctx.groups, logs.device):
+                part = gradient[:, int(places[0]) : int(places[-1]) + 1].mT  # (H, c, Q)
+                sums = torch.complex(both.real @ part, both.imag @ part)  # (H, 2N, Q)
+                first, second = sums.chunk(2, 1)
+                coarse = powers(logs, places * chunk, weights.dtype)
+                plain = plain + (coarse * first).sum(-1)
+                timed = timed + (coarse * (second + first * (places * chunk))).sum(-1)
+        return (weights * timed).conj().to(logs.dtype), plain.conj(), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        logs, weights = ctx.saved_tensors
+        length = ctx.chunk * ctx.groups
+        times = torch.arange(length, device=logs.device)
+        moved = torch.zeros(len(logs), length, dtype=weights.real.dtype, device=logs.device)
+        if tangents[0] is not None:
+            turned = (weights * tangents[0]).to(weights.dtype)
+            moved = moved + times * vandermonde(logs, turned, length)
+        if tangents[1] is not None:
+            moved = moved + vandermonde(logs, tangents[1], length)
+        return moved
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, logs: Tensor, weights: Tensor, chunk: int, groups: int) -> Any:
+        """Rows are independent: what is mapped over becomes rows."""
+        both = [
+            one.expand(info.batch_size, *one.shape) if dim is None else one.movedim(dim, 0)
+            for one, dim in zip((logs, weights), dims, strict=False)
+        ]
+        found = _Vandermonde.apply(*(one.flatten(0, 1) for one in both), chunk, groups)
+        return found.unflatten(0, (info.batch_size, -1)), 0
 
 
-def powers(logs: Tensor, exponents: Tensor) -> Tensor:
-    """e^{logs · exponents} as (..., L), in the type of ``logs``.
+def _places(groups: int, device: torch.device) -> list[Tensor]:
+    """Numbers of the chunks of a kernel, _CHUNK at a time."""
+    return [
+        torch.arange(start, min(start + _CHUNK, groups), device=device) for start in range(0, groups, _CHUNK)
+    ]
+
+
+def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """No autocast: products of powers in half precision lose a kernel's digits."""
+    if torch.amp.is_autocast_available(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def powers(logs: Tensor, exponents: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """e^{logs · exponents} as (..., L), in a ``dtype``, by default that of ``logs``.
 
     Phases are reduced in float64, since they reach thousands of turns.
 
@@ -68,7 +106,7 @@ def powers(logs: Tensor, exponents: Tensor) -> Tensor:
     tensor([[1.0000, 0.5000, 0.2500]])
     """
     exact = logs.to(torch.complex128)[..., None] * exponents
-    return torch.exp(exact).to(logs.dtype)
+    return torch.exp(exact).to(dtype or logs.dtype)
 
 
 def vandermonde(logs: Tensor, weights: Tensor, length: int) -> Tensor:
@@ -77,14 +115,15 @@ def vandermonde(logs: Tensor, weights: Tensor, length: int) -> Tensor:
     Parameters
     ----------
     logs, weights : complex Tensor, shape (H, N)
-        Logarithms of the poles of the discrete system, and their residues.
+        Logarithms of the poles of the discrete system, and their residues. Long kernels ask for complex128
+        logarithms, whatever the weights are: an error in a phase is multiplied by the length.
     length : int
         At least 1.
 
     Returns
     -------
     Tensor, shape (H, length)
-        Real; differentiable once in both.
+        Real, as precise as the weights; differentiable in both, forward and backward, and under `torch.func`.
 
     Raises
     ------
@@ -101,10 +140,11 @@ def vandermonde(logs: Tensor, weights: Tensor, length: int) -> Tensor:
         raise ValueError(f"logs and weights have one shape (H, N); got {logs.shape} and {weights.shape}")
     if not (logs.is_complex() and weights.is_complex()):
         raise ValueError(f"logs and weights are complex; got {logs.dtype} and {weights.dtype}")
-    if length < 1:
-        raise ValueError(f"length is at least 1; got {length}")
-    result: Tensor = _Vandermonde.apply(logs, weights, length)
-    return result
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"length is a whole number of at least 1; got {length!r}")
+    chunk = min(_CHUNK, math.isqrt(length))
+    result: Tensor = _Vandermonde.apply(logs, weights, chunk, -(-length // chunk))
+    return result[:, :length]
 
 
 def discretize(poles: Tensor, inputs: Tensor, step: Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:
@@ -121,10 +161,13 @@ def discretize(poles: Tensor, inputs: Tensor, step: Tensor, method: str = "zoh")
     """
     if method == "zoh":
         log = step * poles
-        small = log.abs() < 1e-3  # (e^x − 1)/x loses its digits there
-        safe = torch.where(small, torch.ones_like(log), log)
-        factor = torch.where(small, 1 + log / 2 + log * log / 6, (torch.exp(safe) - 1) / safe)
-        return log, step * inputs * factor
+        small = log.abs() < 0.1  # (e^x − 1)/x and its derivative lose their digits there: Σ x^k / (k + 1)!
+        near = torch.where(small, log, torch.zeros_like(log))
+        series = torch.ones_like(log)
+        for k in range(9, 1, -1):
+            series = 1 + near * series / k
+        far = torch.where(small, torch.ones_like(log), log)
+        return log, step * inputs * torch.where(small, series, torch.expm1(far) / far)
     if method == "bilinear":
         ratio = (1 + step * poles / 2) / (1 - step * poles / 2)
         log = torch.log(torch.where(ratio == 0, torch.full_like(ratio, 1e-30), ratio))

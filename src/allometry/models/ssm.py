@@ -5,12 +5,14 @@ Linderman (2022, arXiv:2208.04933): one system with many inputs and outputs.
 
 - The kernel is a Vandermonde product (`allometry.models.kernel_of_poles`) of O(states + length) memory.
 - Convolution and recurrence share one discretisation, x_k = ā x_{k−1} + b̄ u_k: the new input is seen at once.
-- Parameters are real; complex ones confuse optimizers and checkpoints.
+- Parameters are real; complex ones confuse optimizers and checkpoints. In half precision they are read as
+  float32, since there are no complex numbers of half precision; discretisation is in float64 throughout.
 - Layout is (batch, length, channels) everywhere.
 """
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,17 +23,22 @@ from allometry.models import hippo
 from allometry.models.hippo import Diagonal
 from allometry.models.kernel_of_poles import discretize, powers, vandermonde
 
-__all__ = ["S4D", "S5", "SSMBlock", "SSMClassifier"]
+__all__ = ["S4D", "S5"]
 
 
-def _start(init: str | Diagonal, d_state: int, generator: torch.Generator) -> Diagonal:
-    if not isinstance(init, str):
-        return init if isinstance(init, Diagonal) else Diagonal(*init)
+def _start(init: Any, d_state: int, generator: torch.Generator) -> Diagonal:
+    if isinstance(init, Tensor):
+        if init.ndim != 1 or not init.is_complex():
+            raise ValueError(f"poles are complex, of shape (K,); got {init.dtype} of {tuple(init.shape)}")
+        poles = init.detach().to("cpu", torch.complex128)
+        return Diagonal(poles, torch.ones_like(poles), 1.0 + (poles.imag != 0).double())
+    if isinstance(init, tuple) and len(init) in (3, 4):
+        return Diagonal(*init)
     known = {"legs": hippo.legs, "inv": hippo.inv, "lin": hippo.lin, "real": hippo.real_poles}
     if init == "random":
         return hippo.random_poles(d_state, generator)
     if init not in known:
-        raise ValueError(f"init is one of {', '.join(known)}, random, or a Diagonal; got {init!r}")
+        raise ValueError(f"init is one of {', '.join(known)}, random, poles or a Diagonal; got {init!r}")
     return known[init](d_state)
 
 
@@ -50,8 +57,8 @@ class _Poles(nn.Module):
             raise ValueError(f"real_transform is one of {', '.join(_REAL_PARTS)}; got {real_transform!r}")
         if disc not in ("zoh", "bilinear"):
             raise ValueError(f"disc is 'zoh' or 'bilinear'; got {disc!r}")
-        if not 0 < dt[0] <= dt[1]:
-            raise ValueError(f"dt is (least, most), both positive; got {dt}")
+        if not (isinstance(dt, Sequence) and len(dt) == 2 and 0 < dt[0] <= dt[1] < math.inf):
+            raise ValueError(f"dt is (least, most), both positive; got {dt!r}")
         poles = state.poles.to(torch.complex128)
         if not bool((poles.real < 0).all()):
             raise ValueError(f"poles need negative real parts; the largest is {poles.real.max():.3g}")
@@ -69,19 +76,36 @@ class _Poles(nn.Module):
         self.register_buffer("weight", state.weight.float().clone())
 
     def poles(self) -> Tensor:
-        """Poles (rows, K), complex64, per unit of time."""
-        p: Tensor = self.real
+        """Poles (rows, K), complex, per unit of time."""
+        p: Tensor = fine(self.real)
         if self.real_transform == "exp":
             p = p.exp()
         elif self.real_transform == "softplus":
             p = F.softplus(p)
         elif self.real_transform == "relu":
             p = F.relu(p)
-        return torch.complex(-p, self.imaginary)
+        return torch.complex(-p, fine(self.imaginary))
 
     def steps(self) -> Tensor:
         """Time between samples, Δ."""
-        return self.log_step.exp()
+        return fine(self.log_step).exp()
+
+    def discrete(self, inputs: Tensor, rate: float = 1.0) -> tuple[Tensor, Tensor]:
+        """log ā and b̄ for inputs B, complex128: an error in a phase is multiplied by the length."""
+        poles, step = self.poles().to(torch.complex128), self.steps().double() * rate
+        if len(poles) == len(step):  # a step a row
+            step = step[:, None]
+        return discretize(poles, inputs.to(torch.complex128), step, self.disc)
+
+
+def fine(value: Tensor) -> Tensor:
+    """Half precision as float32, the rest as it is."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _complex(value: Tensor) -> Tensor:
+    """A parameter (..., 2) as complex numbers (...)."""
+    return torch.view_as_complex(fine(value))
 
 
 class S4D(nn.Module):
@@ -92,15 +116,17 @@ class S4D(nn.Module):
     d_model : int
         Channels, H.
     d_state : int
-        Real states a channel, even: N/2 conjugate pairs. Ignored where ``init`` is a `Diagonal`.
-    init : "legs", "inv", "lin", "real", "random" or Diagonal
-        Where the poles start; a `Diagonal` may come from `allometry.init.ptd`. Where it has a basis, readouts
-        are real Gaussian rows of the full state (scaled by 1/√n), otherwise complex Gaussian.
+        Real states a channel, even: N/2 conjugate pairs. Ignored where ``init`` gives the poles.
+    init : "legs", "inv", "lin", "real", "random", Tensor or Diagonal
+        Where the poles start: by name; complex poles (K,), one of each conjugate pair; or a `Diagonal`, as
+        from `allometry.init.ptd`. Where it has a basis, readouts are real Gaussian rows of the full state
+        (scaled by 1/√n), otherwise complex Gaussian.
     disc : "zoh" or "bilinear"
     dt : (least, most)
         Steps are drawn between them, uniformly in the logarithm.
     real_transform : "exp", "softplus", "relu" or "none"
-        What keeps real parts negative. ``"none"`` keeps nothing.
+        What keeps real parts negative. ``"none"`` keeps nothing: where training moves a pole over, its kernel
+        grows.
     train_inputs : bool
         Whether B is trained.
     bidirectional : bool
@@ -113,7 +139,7 @@ class S4D(nn.Module):
     Raises
     ------
     ValueError
-        An odd state, an unknown choice, poles that do not decay.
+        An odd state, an unknown choice, poles that do not decay; inputs of another shape, or not floating.
 
     Examples
     --------
@@ -130,40 +156,39 @@ class S4D(nn.Module):
         super().__init__()
         if d_model < 1:
             raise ValueError(f"d_model is at least 1; got {d_model}")
-        generator = generator or torch.Generator().manual_seed(0)
-        state = _start(init, d_state, generator)
         self.d_model, self.bidirectional, self.bandlimit = d_model, bidirectional, bandlimit
-        self.system = _Poles(d_model, state, dt=dt, steps=(d_model,), real_transform=real_transform,
-                             disc=disc, generator=generator)  # fmt: skip
-        k, directions = len(state.poles), 2 if bidirectional else 1
-        inputs = torch.view_as_real(state.inputs.to(torch.complex64)).expand(d_model, -1, -1).clone()
-        self.inputs = nn.Parameter(inputs, requires_grad=train_inputs)
-        if state.basis is None:
-            shape = (directions, d_model, k)
-            readout = torch.randn(shape, dtype=torch.complex64, generator=generator)
-        else:
-            n = state.basis.shape[0]
-            rows = torch.randn(directions, d_model, n, dtype=torch.float64, generator=generator)
-            readout = ((rows / math.sqrt(n)).to(torch.complex128) @ state.basis).to(torch.complex64)
-        self.readout = nn.Parameter(torch.view_as_real(readout).clone())
-        self.skip = nn.Parameter(torch.randn(d_model, generator=generator))
+        generator = generator or torch.Generator().manual_seed(0)
+        with torch.device("cpu"):  # where the generator and the eigenvectors are
+            state = _start(init, d_state, generator)
+            self.system = _Poles(d_model, state, dt=dt, steps=(d_model,), real_transform=real_transform,
+                                 disc=disc, generator=generator)  # fmt: skip
+            inputs = torch.view_as_real(state.inputs.to(torch.complex64)).expand(d_model, -1, -1).clone()
+            self.inputs = nn.Parameter(inputs, requires_grad=train_inputs)
+            readout = _readout(state, (2 if bidirectional else 1, d_model), generator)
+            self.readout = nn.Parameter(torch.view_as_real(readout).clone())
+            self.skip = nn.Parameter(torch.randn(d_model, generator=generator))
+            if not bandlimit:
+                self._warn_of_aliases()
+        self.to(torch.get_default_device())
+
+    def _warn_of_aliases(self) -> None:
         turns = (self.system.steps()[:, None] * self.system.imaginary.abs()).detach()
-        if not bandlimit and bool((turns > math.pi).any()):
-            share = float((turns > math.pi).float().mean())
-            if share > 0.25:
-                warnings.warn(f"{share:.0%} of the poles turn by more than π a sample and alias; shorten dt "
-                              "or pass bandlimit=True", stacklevel=2)  # fmt: skip
+        share = float((turns > math.pi).float().mean())
+        if share > 0.25:
+            warnings.warn(f"{share:.0%} of the poles turn by more than π a sample and alias; shorten dt "
+                          "or pass bandlimit=True", stacklevel=3)  # fmt: skip
 
     def _discrete(self, rate: float = 1.0) -> tuple[Tensor, Tensor]:
-        """log ā (H, K) and weight · C b̄ (directions, H, K)."""
-        if rate <= 0:
-            raise ValueError(f"rate is positive; got {rate}")
-        poles, step = self.system.poles(), self.system.steps()[:, None] * rate
-        log, b = discretize(poles, torch.view_as_complex(self.inputs), step, self.system.disc)
-        c = torch.view_as_complex(self.readout) * self.system.weight
+        """log ā (H, K), complex128, and weight · C b̄ (directions, H, K), as precise as the parameters."""
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate is positive and finite; got {rate}")
+        log, b = self.system.discrete(_complex(self.inputs), rate)
+        c = _complex(self.readout)
+        weights = c * fine(self.system.weight) * b
         if self.bandlimit:
-            c = c * ((step * poles.imag).abs() <= math.pi)
-        return log, c * b
+            turns = self.system.steps()[:, None] * rate * fine(self.system.imaginary).abs()
+            weights = weights * (turns <= math.pi)
+        return log, weights.to(c.dtype)
 
     def kernel(self, length: int, rate: float = 1.0) -> Tensor:
         """The convolution's kernel: (H, length), or (2, H, length) where bidirectional.
@@ -178,27 +203,27 @@ class S4D(nn.Module):
     def forward(self, x: Tensor, rate: float = 1.0) -> Tensor:
         """(B, L, H) -> (B, L, H)."""
         _refuse(x, self.d_model)
-        length = x.shape[1]
-        signal = x.mT.float()  # complex numbers have no half precision
-        kernel = self.kernel(length, rate)
+        signal = fine(x).mT
+        kernel = self.kernel(x.shape[1], rate)
         if self.bidirectional:
             forward, backward = kernel
             y = _convolve(signal, forward) + _convolve(signal.flip(-1), backward).flip(-1)
         else:
             y = _convolve(signal, kernel)
-        return (y + self.skip[:, None] * signal).mT.to(x.dtype)
+        return (y + fine(self.skip)[:, None] * signal).mT.to(x.dtype)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros (B, H, K), complex64."""
-        return torch.zeros(batch, *self.system.real.shape, dtype=torch.complex64, device=self.skip.device)
+        """Zeros (B, H, K), complex."""
+        return _zeros(self.inputs, (batch, *self.system.real.shape))
 
     def step(self, u: Tensor, state: Tensor, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """One sample (B, H) and a state (B, H, K) to an output (B, H) and the next state."""
         if self.bidirectional:
             raise ValueError("a bidirectional layer reads the future, so it has no step")
+        _refuse_step(u, state, (self.d_model,), tuple(self.system.real.shape))
         log, weights = self._discrete(rate)
-        state = torch.exp(log) * state + u.float()[..., None]  # b̄ is in the weights
-        return ((weights[0] * state).sum(-1).real + self.skip * u.float()).to(u.dtype), state
+        state = torch.exp(log).to(state.dtype) * state + fine(u)[..., None]  # b̄ is in the weights
+        return ((weights[0] * state).sum(-1).real + fine(self.skip) * fine(u)).to(u.dtype), state
 
 
 class S5(nn.Module):
@@ -213,7 +238,7 @@ class S5(nn.Module):
         Copies of the diagonal, whose inputs and readouts differ.
     init, disc, dt, real_transform, generator
         As for `S4D`; steps belong to states here. B and C start as real Gaussian matrices on the full state
-        where the diagonal has a basis (its inverse is taken by least squares), else as complex ones.
+        where the diagonal has a basis, else as complex ones.
 
     Examples
     --------
@@ -229,53 +254,74 @@ class S5(nn.Module):
         super().__init__()
         if d_model < 1 or blocks < 1:
             raise ValueError(f"d_model and blocks are at least 1; got {d_model} and {blocks}")
+        self.d_model = d_model
         generator = generator or torch.Generator().manual_seed(0)
-        one = _start(init, d_state, generator)
-        k, self.d_model = len(one.poles), d_model
-        state = Diagonal(one.poles.repeat(blocks), one.inputs.repeat(blocks), one.weight.repeat(blocks))
-        self.system = _Poles(1, state, dt=dt, steps=(k * blocks,), real_transform=real_transform, disc=disc,
-                             generator=generator)  # fmt: skip
-        if one.basis is None:
-            b = torch.randn(blocks * k, d_model, dtype=torch.complex64, generator=generator)
-            c = torch.randn(d_model, blocks * k, dtype=torch.complex64, generator=generator)
-            b, c = b / math.sqrt(d_model), c / math.sqrt(blocks * k)
-        else:
-            n, full = one.basis.shape[0], _whole(one)
-            rows = torch.randn(blocks, n, d_model, dtype=torch.float64, generator=generator)
-            b = torch.linalg.solve(full, (rows / math.sqrt(d_model)).to(full.dtype))[:, :k].flatten(0, 1)
-            rows = torch.randn(blocks, d_model, n, dtype=torch.float64, generator=generator)
-            c = ((rows / math.sqrt(blocks * n)).to(full.dtype) @ one.basis).permute(1, 0, 2).flatten(1)
-        self.inputs = nn.Parameter(torch.view_as_real(b.to(torch.complex64)).clone())
-        self.readout = nn.Parameter(torch.view_as_real(c.to(torch.complex64)).clone())
-        self.skip = nn.Parameter(torch.randn(d_model, generator=generator))
+        with torch.device("cpu"):  # where the generator and the eigenvectors are
+            one = _start(init, d_state, generator)
+            state = Diagonal(one.poles.repeat(blocks), one.inputs.repeat(blocks), one.weight.repeat(blocks))
+            self.system = _Poles(1, state, dt=dt, steps=(len(state.poles),), real_transform=real_transform,
+                                 disc=disc, generator=generator)  # fmt: skip
+            b, c = _ends(one, d_model, blocks, generator)
+            self.inputs = nn.Parameter(torch.view_as_real(b.to(torch.complex64)).clone())
+            self.readout = nn.Parameter(torch.view_as_real(c.to(torch.complex64)).clone())
+            self.skip = nn.Parameter(torch.randn(d_model, generator=generator))
+        self.to(torch.get_default_device())
 
-    def _discrete(self) -> tuple[Tensor, Tensor, Tensor]:
-        ones = torch.ones_like(self.system.poles()[0])
-        log, gain = discretize(self.system.poles()[0], ones, self.system.steps(), self.system.disc)
-        b = gain[:, None] * torch.view_as_complex(self.inputs)
-        return log, b, torch.view_as_complex(self.readout) * self.system.weight
+    def _discrete(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """log ā (P,), complex128; b̄ (P, H) and weight · C (H, P), as precise as the parameters."""
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate is positive and finite; got {rate}")
+        inputs = _complex(self.inputs)
+        log, gain = self.system.discrete(torch.ones_like(self.system.poles()), rate)
+        b = (gain[0, :, None] * inputs).to(inputs.dtype)
+        return log[0], b, _complex(self.readout) * fine(self.system.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H)."""
+    def forward(self, x: Tensor, rate: float = 1.0) -> Tensor:
+        """(B, L, H) -> (B, L, H); ``rate`` multiplies every step."""
         _refuse(x, self.d_model)
-        length, signal = x.shape[1], x.float()
-        log, b, c = self._discrete()
+        length, signal = x.shape[1], fine(x)
+        log, b, c = self._discrete(rate)
         driven = signal.to(b.dtype) @ b.mT  # (B, L, P)
-        decay = powers(log, torch.arange(length, device=x.device))
+        decay = powers(log, torch.arange(length, device=x.device), b.dtype)
         size = _fast(2 * length - 1)
         spectrum = torch.fft.fft(driven.mT, size) * torch.fft.fft(decay, size)
         states = torch.fft.ifft(spectrum)[..., :length].mT  # (B, L, P)
-        return ((states @ c.mT).real + self.skip * signal).to(x.dtype)
+        return ((states @ c.mT).real + fine(self.skip) * signal).to(x.dtype)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros (B, P), complex64."""
-        return torch.zeros(batch, len(self.inputs), dtype=torch.complex64, device=self.skip.device)
+        """Zeros (B, P), complex."""
+        return _zeros(self.inputs, (batch, len(self.inputs)))
 
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, u: Tensor, state: Tensor, rate: float = 1.0) -> tuple[Tensor, Tensor]:
         """One sample (B, H) and a state (B, P) to an output (B, H) and the next state."""
-        log, b, c = self._discrete()
-        state = torch.exp(log) * state + u.to(b.dtype) @ b.mT
-        return ((state @ c.mT).real + self.skip * u).to(u.dtype), state
+        _refuse_step(u, state, (self.d_model,), (len(self.inputs),))
+        log, b, c = self._discrete(rate)
+        state = torch.exp(log).to(state.dtype) * state + fine(u).to(b.dtype) @ b.mT
+        return ((state @ c.mT).real + fine(self.skip) * fine(u)).to(u.dtype), state
+
+
+def _readout(state: Diagonal, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """C (*shape, K), complex64."""
+    if state.basis is None:
+        return torch.randn((*shape, len(state.poles)), dtype=torch.complex64, generator=generator)
+    n = state.basis.shape[0]
+    rows = torch.randn(*shape, n, dtype=torch.float64, generator=generator)
+    return ((rows / math.sqrt(n)).to(torch.complex128) @ state.basis).to(torch.complex64)
+
+
+def _ends(one: Diagonal, d_model: int, blocks: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """B (P, H) and C (H, P) of S5 for ``blocks`` copies of a diagonal."""
+    k = len(one.poles)
+    if one.basis is None:
+        b = torch.randn(blocks * k, d_model, dtype=torch.complex64, generator=generator)
+        c = torch.randn(d_model, blocks * k, dtype=torch.complex64, generator=generator)
+        return b / math.sqrt(d_model), c / math.sqrt(blocks * k)
+    n, full = one.basis.shape[0], _whole(one)
+    rows = torch.randn(blocks, n, d_model, dtype=torch.float64, generator=generator)
+    b = torch.linalg.solve(full, (rows / math.sqrt(d_model)).to(full.dtype))[:, :k].flatten(0, 1)
+    rows = torch.randn(blocks, d_model, n, dtype=torch.float64, generator=generator)
+    c = ((rows / math.sqrt(blocks * n)).to(full.dtype) @ one.basis).permute(1, 0, 2).flatten(1)
+    return b, c
 
 
 def _whole(state: Diagonal) -> Tensor:
@@ -284,86 +330,25 @@ def _whole(state: Diagonal) -> Tensor:
     return torch.cat([state.basis, state.basis[:, state.weight > 1.5].conj()], 1)
 
 
-class SSMBlock(nn.Module):
-    """Norm, system, GELU, dropout shared along the length, gated mixing of channels, and the residual.
-
-    Examples
-    --------
-    >>> SSMBlock(S4D(4, 8))(torch.zeros(2, 30, 4)).shape
-    torch.Size([2, 30, 4])
-    """
-
-    def __init__(self, system: S4D | S5, dropout: float = 0.0, generator: torch.Generator | None = None):
-        super().__init__()
-        generator = generator or torch.Generator().manual_seed(0)
-        self.norm = nn.LayerNorm(system.d_model)
-        self.system = system
-        self.dropout = dropout
-        self.mix = _linear(system.d_model, 2 * system.d_model, generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H)."""
-        y = F.gelu(self.system(self.norm(x)))
-        if self.training and self.dropout:
-            y = F.dropout1d(y.mT, self.dropout).mT
-        return x + F.glu(self.mix(y), -1)
-
-
-class SSMClassifier(nn.Module):
-    """Linear encoder, ``layers`` blocks, mean over the length, linear head: (B, L, D) -> (B, classes).
-
-    Parameters
-    ----------
-    in_features, classes, d_model, d_state, layers : int
-    kind : "s4d" or "s5"
-    dropout : float
-    generator : torch.Generator, optional
-    **settings
-        For `S4D` or `S5`.
-
-    Examples
-    --------
-    >>> SSMClassifier(1, 10, d_model=8, d_state=8)(torch.zeros(2, 64, 1)).shape
-    torch.Size([2, 10])
-    """
-
-    def __init__(
-        self, in_features: int, classes: int, *, d_model: int = 32, d_state: int = 32, layers: int = 2,
-        kind: str = "s4d", dropout: float = 0.0, generator: torch.Generator | None = None, **settings: Any,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if kind not in ("s4d", "s5"):
-            raise ValueError(f"kind is 's4d' or 's5'; got {kind!r}")
-        generator = generator or torch.Generator().manual_seed(0)
-        make = S4D if kind == "s4d" else S5
-        self.encoder = _linear(in_features, d_model, generator)
-        self.blocks = nn.ModuleList(
-            SSMBlock(make(d_model, d_state, generator=generator, **settings), dropout, generator)
-            for _ in range(layers)
-        )
-        self.head = _linear(d_model, classes, generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes)."""
-        x = self.encoder(x)
-        for block in self.blocks:
-            x = block(x)
-        found: Tensor = self.head(x.mean(1))
-        return found
-
-
-def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
-    from allometry.models.start import start_
-
-    with torch.device("meta"):
-        layer = nn.Linear(fan_in, fan_out)
-    return start_(layer, generator)  # type: ignore[return-value]
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Complex zeros beside a real parameter, float32 of half precision."""
+    dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
 def _refuse(x: Tensor, d_model: int) -> None:
-    if x.ndim != 3 or x.shape[-1] != d_model or not x.shape[1]:
+    if x.ndim != 3 or x.shape[-1] != d_model or not x.numel() or not x.is_floating_point():
         raise ValueError(
-            f"inputs are (batch, length, {d_model}) with a length of 1 or more; got {tuple(x.shape)}"
+            f"inputs are floating and (batch, length, {d_model}), neither of them 0; got {x.dtype} of "
+            f"{tuple(x.shape)}"
+        )
+
+
+def _refuse_step(u: Tensor, state: Tensor, sample: tuple[int, ...], states: tuple[int, ...]) -> None:
+    if tuple(u.shape[1:]) != sample or tuple(state.shape) != (len(u), *states) or not u.is_floating_point():
+        raise ValueError(
+            f"a step takes floating samples {('batch', *sample)} and a state {('batch', *states)}; got "
+            f"{tuple(u.shape)} and {tuple(state.shape)}"
         )
 
 
