@@ -277,6 +277,32 @@ def test_the_reference_language_model(tied):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_read_their_input_at_one_scale(kind):
+    class Reader(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.recurrent = kind(8, width, num_layers=2, batch_first=True)
+            self.readout = nn.Linear(width, 3)
+
+        def forward(self, x):
+            return self.readout(self.recurrent(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    narrow, wide = Reader(64), Reader(1024)
+    apply_(wide, narrow)
+    for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l1"):
+        one, other = (getattr(model.recurrent, name).std().item() for model in (narrow, wide))
+        assert other == pytest.approx(one, rel=0.15)
+    for name in ("weight_hh_l0", "weight_ih_l1"):
+        one, other = (getattr(model.recurrent, name).std().item() for model in (narrow, wide))
+        assert other == pytest.approx(one / 4, rel=0.05)
+    assert roles(wide)["recurrent.weight_ih_l1"].learning_rate == 1 / 16
+    x = torch.randn(32, 12, 8)
+    sizes = [model.recurrent(x)[0].std().item() for model in (narrow, wide)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+
+
 def test_zero_stays_zero():
     model = mlp(WIDTH)
     nn.init.zeros_(model[4].weight)

@@ -88,10 +88,10 @@ def apply_(
         are about to be, or already were, loaded.
     initial : "auto", "fan_in" or "constant"
         How the model's own code lets initial scales depend on width. ``"fan_in"``: weights *and biases* of
-        linear and convolutional layers like 1/√fan_in, torch's default; readouts and biases are then
-        multiplied by √m. ``"constant"``: one standard deviation at all widths; hidden matrices are then
-        divided by √m. ``"auto"``: constant where the model's ``config`` has an ``initializer_range``
-        (transformers), fan-in otherwise. What starts at zero stays at zero.
+        linear and convolutional layers like 1/√fan_in, torch's default; readouts, biases and the input
+        weights of recurrent layers are then multiplied by √m. ``"constant"``: one standard deviation at all
+        widths; hidden matrices are then divided by √m. ``"auto"``: constant where the model's ``config`` has
+        an ``initializer_range`` (transformers), fan-in otherwise. What starts at zero stays at zero.
 
     Returns
     -------
@@ -142,6 +142,7 @@ def apply_(
             _divide_matrices(model, widths)
         else:
             _undo_shrinking(layers, readouts)
+            _undo_recurrent_shrinking(model, widths)
     for name, module in readouts.items():
         divisor = _input_growth(layers[name][1])
         if divisor != 1:  # at the base width even a division by one is left out
@@ -289,6 +290,18 @@ def _undo_shrinking(
             if isinstance(parameter, Tensor) and id(parameter) not in done and _input_growth(info) != 1:
                 parameter.mul_(math.sqrt(_input_growth(info)))
                 done.add(id(parameter))
+
+
+@torch.no_grad()
+def _undo_recurrent_shrinking(model: nn.Module, widths: Mapping[str, WidthInfo]) -> None:
+    """The same of torch's recurrent layers, which draw everything, input weights too, like 1/√width."""
+    known = {id(p): widths[name] for name, p in model.named_parameters(remove_duplicate=False)}
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            for parameter in module.parameters():
+                info = known[id(parameter)]
+                if info.kind == "vector":
+                    parameter.mul_(math.sqrt(info.multiplier))
 
 
 def _attention_scalings(
