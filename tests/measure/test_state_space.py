@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from allometry.measure import fourier_attack, memory_curve, response_gap, spike_frequencies, transfer
-from allometry.models import S4D, hippo
+from allometry.models import S4D, SSMBlock, hippo
 
 signal = pytest.importorskip("scipy.signal")
 
@@ -67,3 +67,8 @@ def test_spikes_are_eigenfrequencies_below_the_fastest_that_samples_show():
     layer = S4D(1, 8, init="lin", dt=(0.4, 0.4))
     exact = [0.4 * np.pi * k for k in (1, 2)]
     assert spike_frequencies(layer).tolist() == pytest.approx(exact, rel=1e-5)
+
+
+def test_spikes_of_something_else_are_refused():
+    with pytest.raises(ValueError, match="S4D or S5 layer; got SSMBlock"):
+        spike_frequencies(SSMBlock(S4D(1, 8)))

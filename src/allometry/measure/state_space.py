@@ -58,7 +58,7 @@ def transfer(
         return (c * half) @ forward + ((c * half) @ backward).conj()
     if a.ndim != 2 or a.shape[0] != a.shape[1]:
         raise ValueError(f"A is square, or a diagonal; got shape {tuple(a.shape)}")
-    eye = torch.eye(len(a), dtype=a.dtype)
+    eye = torch.eye(len(a), dtype=a.dtype, device=a.device)
     count = max(1, 2**22 // len(a) ** 2)  # 64 MB of matrices at a time
     found = [
         torch.linalg.solve(part[:, None, None] * eye - a, b.expand(len(part), -1)) for part in s.split(count)
@@ -134,12 +134,19 @@ def spike_frequencies(layer: Any) -> Tensor:
     ``layer`` has a ``system`` with ``poles()`` and ``steps()``, as `S4D` and `S5` have. Frequencies above π
     alias: an attack there shows nothing, so they are left out.
 
+    Raises
+    ------
+    ValueError
+        Something else than such a layer.
+
     Examples
     --------
     >>> from allometry.models import S4D
     >>> bool((spike_frequencies(S4D(2, 8, init="lin")) <= math.pi).all())
     True
     """
+    if not hasattr(getattr(layer, "system", None), "poles"):
+        raise ValueError(f"spikes are those of an S4D or S5 layer; got {type(layer).__name__}")
     with torch.no_grad():
         poles, steps = layer.system.poles(), layer.system.steps()
         turns = (poles.imag.abs() * (steps[:, None] if poles.shape[0] == len(steps) else steps)).flatten()
@@ -166,7 +173,7 @@ def fourier_attack(x: Tensor, frequency: float | Tensor, amplitude: float, phase
     """
     if x.ndim != 3 or amplitude < 0:
         raise ValueError(f"signals are (batch, length, features), amplitude at least 0; got {tuple(x.shape)}")
-    frequencies = torch.as_tensor(frequency, dtype=torch.float64).reshape(-1, 1)
+    frequencies = torch.as_tensor(frequency, dtype=torch.float64, device="cpu").reshape(-1, 1)
     wave = torch.sin(frequencies * torch.arange(x.shape[1], dtype=torch.float64) + phase).sum(0)
     wave = (wave / wave.square().mean().sqrt().clamp_min(1e-12)).to(x)
     spread = x.std(dim=1, keepdim=True, correction=0)

@@ -54,8 +54,8 @@ def hippo_legs(n: int) -> tuple[Tensor, Tensor, Tensor]:
     >>> hippo_legs(2)[0].diag().tolist(), hippo_legs(2)[1].square().round().tolist()
     ([-1.0, -2.0], [1.0, 3.0])
     """
-    if n < 1:
-        raise ValueError(f"a state has at least 1 number; got {n}")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"a state has at least 1 number, and a whole number of them; got {n!r}")
     root = torch.sqrt(2 * torch.arange(n, dtype=torch.float64) + 1)
     matrix = -torch.tril(root[:, None] * root[None, :], -1)
     matrix -= torch.diag(torch.arange(1, n + 1, dtype=torch.float64))
@@ -81,8 +81,8 @@ def legs_transfer(n: int, omega: Tensor) -> Tensor:
 
 
 def _even(n: int) -> int:
-    if n < 2 or n % 2:
-        raise ValueError(f"states come in conjugate pairs, so their number is even and at least 2; got {n}")
+    if not isinstance(n, int) or n < 2 or n % 2:
+        raise ValueError(f"states come in conjugate pairs, so their number is even and at least 2; got {n!r}")
     return n // 2
 
 

@@ -160,7 +160,7 @@ sinusoid = Study(
     profiles={
         "tiny": {"seeds": 1, "steps": 5, "count": 40, "length": 64},
         "quick": {"seeds": 3},
-        "full": {"seeds": 5},
+        "full": {"seeds": 16},
     },
     settings={"steps": 300, "count": 400, "length": 512, "channels": 16, "step": 0.02},
     claims=[
