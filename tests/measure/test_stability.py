@@ -114,6 +114,18 @@ def test_a_module_without_gradients_is_named_and_stops_no_other():
     assert each["size"].iloc[0] == stability_forecast(table, 0.01, thresholds={LOGIT: 100.0})["size"].iloc[0]
 
 
+def test_gradients_that_are_rounding_errors_foretell_nothing():
+    rows = []
+    for size in (64, 128, 256, 512):
+        for rate in (1e-3, 1e-2):
+            rows.append((size, rate, "gradient rms", "weight", 1e-2 / size))
+            rows.append((size, rate, "gradient rms", "key.bias", 1e-12))
+    table = pd.DataFrame(rows, columns=["width", "learning_rate", "quantity", "module", "value"])
+    found = stability_forecast(table, 1e-2).loc["gradient rms"]
+    assert found["size"] == pytest.approx(1e6, rel=1e-3)
+    assert found["verdict"] == "at this size"
+
+
 def test_a_figure_has_a_panel_for_each_quantity():
     table = pd.concat([world(0.5, 1.0), world(-0.5, -0.25, quantity=GRADIENT, at=1e-5)])
     figure = plot_stability(table, 0.05)

@@ -286,7 +286,7 @@ def _frame(
         seen = []
         for number, (scale, rate, told) in enumerate(runs):
             table = told.table() if hasattr(told, "alerts") else told
-            table = flowing(table[table["step"] == table["step"].max()])
+            table = table[table["step"] == table["step"].max()]
             parts.append(table.assign(size=scale, learning_rate=rate, seed=number))
             groups = getattr(getattr(told, "optimizer", None), "param_groups", ())
             seen += [float(group["eps"]) for group in groups if group.get("eps")]
@@ -317,7 +317,7 @@ def _frame(
     # repeats of one module without seeds are runs that nothing tells apart
     alone = repeats and "seed" not in frame
     frame["run"] = np.arange(len(frame)) if alone else frame.groupby(keys).ngroup()
-    return frame, epsilon
+    return flowing(frame), epsilon
 
 
 @dataclass(frozen=True)
