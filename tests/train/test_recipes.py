@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from allometry import train
-from allometry.models import resnet_rs
+from allometry.models import resnet_rs, resnet_rs_config
 from allometry.train import resnet_rs_recipe_
 
 
@@ -20,6 +20,20 @@ def test_the_released_run_has_its_steps_and_rate():
     assert recipe.schedule(1564, recipe.steps) == pytest.approx(1.0, abs=1e-5)  # five epochs of warm-up
     assert recipe.schedule(782, recipe.steps) == pytest.approx(0.5, abs=0.01)
     assert recipe.schedule(recipe.steps, recipe.steps) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("depth", "resolution", "magnitude"), [(50, 160, 10), (101, 160, 10), (101, 192, 15), (420, 320, 15)]
+)
+def test_augmentation_grows_with_the_images(depth, resolution, magnitude):
+    """As the eleven released configurations have it."""
+    with torch.device("meta"):
+        model = resnet_rs_config(depth, resolution).build()
+    recipe = resnet_rs_recipe_(model, train_size=100, batch=10, epochs=2, average=None)
+    assert (recipe.augment.layers, recipe.augment.magnitude) == (2, magnitude)
+    assert resnet_rs_recipe_(
+        nn.Linear(2, 2), train_size=100, batch=10, epochs=2, resolution=resolution
+    ).augment == (recipe.augment)
 
 
 def test_norms_alone_do_not_decay():

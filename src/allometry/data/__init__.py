@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         pixel_sequences,
     )
     from allometry.data.pools import PoolBatches, PoolSampler, score_pools
+    from allometry.data.rand_augment import RandAugment
     from allometry.data.source_code import CompletionTask, Function, completion_tasks, docstrings, functions
     from allometry.data.synthetic_series import SyntheticSeries
     from allometry.data.text import StandardLibrary, read_text
@@ -39,6 +40,7 @@ open_room(
         "lcdb": ["learning_curves"],
         "long_range": ["band_limited_noise", "copy_task", "delay_task", "pixel_sequences"],
         "pools": ["PoolBatches", "PoolSampler", "score_pools"],
+        "rand_augment": ["RandAugment"],
         "source_code": ["CompletionTask", "Function", "completion_tasks", "docstrings", "functions"],
         "synthetic_series": ["SyntheticSeries"],
         "text": ["StandardLibrary", "read_text"],
@@ -51,8 +53,8 @@ open_room(
 __all__ = [
     "Augment", "AugmentedBatches", "BooleanPrograms", "BooleanTasks", "ColoredImages", "CompletionTask",
     "Corpus", "FlippedLabels", "Function", "ImageBatches", "Images", "PoolBatches", "PoolSampler",
-    "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer", "WindowSampler",
-    "Windows", "add_noise", "band_limited_noise", "colored", "completion_tasks", "copy_task",
+    "RandAugment", "SeriesSet", "StackedWindows", "StandardLibrary", "SyntheticSeries", "TextTokenizer",
+    "WindowSampler", "Windows", "add_noise", "band_limited_noise", "colored", "completion_tasks", "copy_task",
     "delay_task", "digits", "docstrings", "fashion_mnist", "flip_labels", "functions", "learning_curves",
     "load_tokenizer", "pixel_sequences", "read_text", "real_series", "score_pools", "validation_windows",
 ]  # fmt: skip

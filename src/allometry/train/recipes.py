@@ -7,6 +7,8 @@ Bello and others, "Revisiting ResNets", 2021. arXiv:2103.07579 (section 3, and t
 * Weights are averaged at 0.9999, from a ramp that lets short runs forget their start.  Running statistics of
   batch norms are averaged with them, and therefore are those of the last batch alone: smoothing them twice
   would let them lag behind the weights that they belong to.
+* Augmentation is RandAugment, two operations an image, of strength 10 up to 160 pixels and 15 above; dropout
+  and left-out branches, which grow with the network too, are the model's own.
 * The learning rate grows with the batch, 0.1 for 256 images, after five epochs of warm-up, and falls as a
   cosine (the paper's; the released code has steps).
 """
@@ -24,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from allometry.data.rand_augment import RandAugment
 from allometry.optim.ema import AveragedWeights
 from allometry.optim.groups import param_groups
 from allometry.optim.schedules import cosine
@@ -44,6 +47,8 @@ class Recipe:
     schedule : (step, total) -> multiplier
     objective : (model, inputs, targets) -> loss
     average : AveragedWeights or None
+    augment : (images, generator) -> images
+        For `allometry.data.AugmentedBatches`, or a loop of one's own.
     """
 
     steps: int
@@ -52,6 +57,7 @@ class Recipe:
     schedule: Callable[[int, int], float]
     objective: Callable[[nn.Module, Tensor, Tensor], Tensor]
     average: AveragedWeights | None
+    augment: Callable[[Tensor, torch.Generator], Tensor]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,9 +71,11 @@ class Recipe:
 def resnet_rs_recipe_(
     model: nn.Module, *, train_size: int, batch: int, epochs: float, rate_per_256: float = 0.1,
     weight_decay: float = 4e-5, label_smoothing: float = 0.1, average: float | None = 0.9999,
-    warmup_epochs: float = 5.0,
+    warmup_epochs: float = 5.0, resolution: int | None = None,
 ) -> Recipe:  # fmt: skip
     """ResNet-RS's recipe for a classifier of images; dropout and left-out branches are the model's own.
+
+    Images are to be in [0, 1] when they are augmented; normalise after it.
 
     Parameters
     ----------
@@ -87,6 +95,9 @@ def resnet_rs_recipe_(
         Decay of the moving average; None keeps none.
     warmup_epochs : float
         At most a tenth of the run.
+    resolution : int, optional
+        Pixels a side, which augmentation's strength goes by; ``model.config.resolution`` where there is one,
+        otherwise 160.
 
     Returns
     -------
@@ -125,11 +136,14 @@ def resnet_rs_recipe_(
         momentum=0.9,
         nesterov=True,
     )
+    if resolution is None:
+        resolution = getattr(getattr(model, "config", None), "resolution", 160)
     warmup = round(min(warmup_epochs * train_size / batch, steps / 10))
     return Recipe(
         steps, rate, optimizer, functools.partial(cosine, warmup=warmup),
         functools.partial(_smoothed, label_smoothing),
         None if average is None else AveragedWeights(model, decay=average),
+        RandAugment(2, 10.0 if resolution <= 160 else 15.0),
     )  # fmt: skip
 
 
