@@ -4,6 +4,7 @@ What a batch looks like is a function of the seed and the step, as the batch its
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,8 @@ class AugmentedBatches:
     Parameters
     ----------
     batches : object with ``batch(step) -> (images (B, C, H, W), labels)``
-    augment : Augment
+    augment : (images, generator) -> images
+        Such as `Augment` or `RandAugment`.
     seed : int
 
     Examples
@@ -81,7 +83,7 @@ class AugmentedBatches:
     True
     """
 
-    def __init__(self, batches: Any, augment: Augment, seed: int) -> None:
+    def __init__(self, batches: Any, augment: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> None:
         self.batches, self.augment, self.seed = batches, augment, int(seed)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -194,7 +194,7 @@ def _moved(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _affine(x: Tensor, **entries: Tensor) -> Tensor:
-    """Where a pixel (x, y) is read: (a x + b y + c, d x + e y + f) from the centre; identity but for these."""
+    """Where a pixel (x, y) is read: (a x + b y + c, d x + e y + f), from the centre; else identity."""
     height, width = x.shape[2:]
     rows = torch.zeros(len(x), 2, 3, dtype=x.dtype, device=x.device)
     rows[:, 0, 0] = entries.get("a", 1.0)
