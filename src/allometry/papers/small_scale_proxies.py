@@ -195,6 +195,13 @@ proxies = Study(
 def _trial(
     arm: Any, width: int, rate: list[float], seed: list[int], profile: Profile
 ) -> list[dict[str, Any]]:
+    return _train(arm, width, rate, seed, profile)[0]
+
+
+def _train(
+    arm: Any, width: int, rate: list[float], seed: list[int], profile: Profile
+) -> tuple[list[dict[str, Any]], Any, Any]:
+    """A record a replica, the trained stack, and the windows that it was judged on."""
     import torch
 
     from allometry import data, measure, models, optim, train
@@ -208,17 +215,20 @@ def _trial(
         for one in seeds
     ]
     loss = optim.CrossEntropyWithZ(arm["z"])
+    warmup = arm.settings.get("warmup", profile.warmup)
+
+    def optimizer(model: Any, peak: float) -> Any:
+        settings = {"lr": peak, "betas": (0.9, 0.95), "eps": arm.settings.get("epsilon", 1e-8)}
+        if "coupled" in arm.settings:
+            return torch.optim.AdamW(model.parameters(), weight_decay=arm["coupled"], **settings)
+        return optim.AdamWIndependent(model.parameters(), weight_decay=profile.decay, **settings)
+
     start = train.evaluate(stack, windows).tolist()
     log = train.fit(
         stack, data.StackedWindows(sources), horizons=profile.steps, clip=profile.clip,
-        optimizer=stack.optimizer(
-            lambda model, peak: optim.AdamWIndependent(
-                model.parameters(), peak, betas=(0.9, 0.95), weight_decay=profile.decay
-            ),
-            rate,
-        ),
+        optimizer=stack.optimizer(optimizer, rate),
         schedule=lambda step, total: optim.cosine(
-            step, total, warmup=max(1, round(profile.warmup * total)), floor=0.01
+            step, total, warmup=max(1, round(warmup * total)), floor=0.01
         ),
         objective=lambda _, x, y: stack.losses(x, y, loss),
         validate=lambda model: {"loss": train.evaluate(model, windows)}, log_every=profile.steps,
@@ -239,7 +249,7 @@ def _trial(
             "data": corpus.digest[:12],
         }  # fmt: skip
         told.append(record if lost is None else record | {"diverged": lost})
-    return told
+    return told, stack, windows
 
 
 paper = Paper(
