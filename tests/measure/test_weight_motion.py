@@ -1,5 +1,8 @@
 """Distances are what a subtraction says; laws are recognised where they are planted."""
 
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,41 @@ def test_distances_are_those_of_the_weights_now_and_then():
         float(torch.cat([m.flatten() for m in moved]).norm()), rel=1e-6
     )
     assert table["0.weight"].iloc[1] == pytest.approx(float(moved[0].norm()), rel=1e-6)
+
+
+def test_a_run_that_goes_on_keeps_its_start():
+    def steps(layer, optimizer, count):
+        for _ in range(count):
+            layer.weight.grad = torch.ones(1, 3)
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = nn.Linear(3, 1, bias=False)
+    part = copy.deepcopy(whole)
+    one, other = (torch.optim.SGD(layer.parameters(), 0.1) for layer in (whole, part))
+    with WeightDistance(whole, one) as watch:
+        steps(whole, one, 40)
+    with WeightDistance(part, other) as first:
+        steps(part, other, 17)
+    stored = io.BytesIO()
+    torch.save(first.state_dict(), stored)
+    stored.seek(0)
+    with WeightDistance(part, other) as second:  # made anew, where weights have moved already
+        second.load_state_dict(torch.load(stored, weights_only=True))
+        steps(part, other, 23)
+    assert second.table().equals(watch.table())
+    with pytest.raises(ValueError, match="with other weights"):
+        WeightDistance(nn.Linear(2, 1)).load_state_dict(first.state_dict())
+
+
+def test_small_distances_show_in_half_precision_and_dtypes_may_differ():
+    model = nn.ParameterList([nn.Parameter(torch.ones(1000).bfloat16()), nn.Parameter(torch.ones(2))])
+    watch = WeightDistance(model)
+    with torch.no_grad():
+        model[0].add_(0.0078125)  # one step of bfloat16 at 1
+    watch.record(1)
+    assert watch.table()["0"].item() == pytest.approx(0.0078125 * 1000**0.5, rel=1e-5)
+    assert watch.table()["1"].item() == 0.0
 
 
 def test_steps_are_recorded_evenly_on_a_log_axis():

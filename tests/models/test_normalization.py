@@ -32,10 +32,10 @@ def test_ghosts_are_small_batches_in_a_row(dims, momentum):
     theirs = torch.cat([plain(part) for part in x.split(4)])
     (slope,) = torch.autograd.grad(theirs.pow(3).sum(), x)
     ours = ghost(x)
-    assert torch.allclose(ours, theirs, atol=1e-12)
-    assert torch.allclose(torch.autograd.grad(ours.pow(3).sum(), x)[0], slope, atol=1e-10)
-    assert torch.allclose(ghost.running_mean, plain.running_mean, atol=1e-12)
-    assert torch.allclose(ghost.running_var, plain.running_var, atol=1e-12)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    assert torch.allclose(torch.autograd.grad(ours.pow(3).sum(), x)[0], slope, rtol=0, atol=1e-10)
+    assert torch.allclose(ghost.running_mean, plain.running_mean, rtol=0, atol=1e-13)
+    assert torch.allclose(ghost.running_var, plain.running_var, rtol=0, atol=1e-13)
     assert ghost.num_batches_tracked == plain.num_batches_tracked == 3
 
 
@@ -56,6 +56,19 @@ def test_a_rest_is_a_ghost_or_joins_its_neighbour():
     x = inputs(2, 9)  # 4 + 5
     assert torch.allclose(ghost(x), torch.cat([plain(part) for part in x.split([4, 5])]), atol=1e-12)
     assert torch.allclose(ghost.running_var, plain.running_var, atol=1e-12)
+    plain, ghost = norms(2)
+    x = inputs(2, 5)  # 5: a single one is no batch of its own
+    assert torch.equal(ghost(x), plain(x))
+    assert ghost.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_half_precision_comes_out_as_it_went_in(own):
+    x = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    plain, ghost = nn.BatchNorm2d(3).to(own), GhostBatchNorm2d(3, 4).to(own)
+    theirs = torch.cat([plain(part) for part in x.split(4)])
+    assert ghost(x).dtype == theirs.dtype == torch.bfloat16
+    assert torch.allclose(ghost.running_var, plain.running_var, rtol=2e-2)
 
 
 def test_tabnets_ghosts_are_ours():
@@ -77,6 +90,39 @@ def test_a_whole_model_is_converted_and_keeps_its_parameters():
     assert isinstance(model[2][1], GhostBatchNorm1d)
     assert all(one is before[name] for name, one in model.named_parameters())
     assert set(model.state_dict()) >= {"1.running_mean", "2.1.running_var"}
+
+
+def test_a_norm_that_stands_in_several_places_stays_one_norm():
+    norm = nn.BatchNorm1d(3)
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = norm
+            self.inner = nn.Sequential(nn.Linear(3, 3), norm)
+
+    model = convert_ghost_bn_(Shared(), 2)
+    assert isinstance(model.first, GhostBatchNorm1d)
+    assert model.first is model.second is model.inner[1]
+
+
+def test_converting_again_changes_the_size():
+    model = convert_ghost_bn_(convert_ghost_bn_(nn.Sequential(nn.BatchNorm1d(3)), 8), 4)
+    assert model[0].ghost_batch_size == 4
+
+
+def test_what_is_not_converted_is_told():
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.warns(
+        RuntimeWarning, match=r"stay as they are: 1 \(Own\), 2 \(SyncBatchNorm\) in Sequential"
+    ):
+        convert_ghost_bn_(nn.Sequential(nn.BatchNorm2d(3), Own(3), nn.SyncBatchNorm(3)), 4)
+    with pytest.warns(RuntimeWarning, match="there is no batch norm in Linear"):
+        convert_ghost_bn_(nn.Linear(3, 3), 4)
+    with pytest.raises(ValueError, match="at least one sample"):
+        convert_ghost_bn_(nn.Linear(3, 3), 0)
 
 
 def test_bad_sizes_and_shapes_are_refused():

@@ -29,6 +29,25 @@ def test_rates_follow_their_rule_and_rules_compose(rule, factor):
     assert once.updates == 40 * 8
 
 
+def test_batches_that_are_not_full_may_be_left_out():
+    kept = adapt_to_batch(batch=64, to=1000, rule="none", **{**RECIPE, "samples": 8999})
+    left = adapt_to_batch(batch=64, to=1000, rule="none", drop_last=True, **{**RECIPE, "samples": 8999})
+    assert (kept.updates, left.updates) == (40 * 9, 40 * 8)
+    regime = adapt_to_batch(
+        batch=64, to=1000, rule="none", updates="regime", drop_last=True, **{**RECIPE, "samples": 8999}
+    )
+    assert regime.updates == 40 * (8999 // 64)
+    with pytest.raises(ValueError, match="no batch of 9000 is full"):
+        adapt_to_batch(batch=64, to=9000, rule="none", drop_last=True, **RECIPE)
+
+
+def test_noise_leaves_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    first, second = (GradientNoise(1.0)(torch.arange(5.0)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_noise_has_the_variance_that_it_is_said_to_have():
     x = torch.linspace(-1, 2, 16, dtype=torch.float64)  # the gradients of w x at any w
     noise = GradientNoise(3.0, torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ straight with the number itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -84,8 +85,34 @@ class WeightDistance:
     @torch.no_grad()
     def record(self, step: int) -> None:
         """Record the distances now, under the number of this step."""
-        moved = torch._foreach_sub([one.detach() for one in self.named.values()], self._start)
-        self._told.append((step, torch.stack(torch._foreach_norm(moved)).double().cpu()))
+        lengths = torch._foreach_norm(torch._foreach_sub([_fine(one) for one in self.named.values()],
+                                                         [_fine(one) for one in self._start]))  # fmt: skip
+        self._told.append((step, torch.stack([one.double().cpu() for one in lengths])))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where weights began, and what was recorded: a run that goes on keeps its start."""
+        return {
+            "start": dict(zip(self.named, self._start, strict=True)), "steps": self.steps, "next": self._next,
+            "records": [(step, each.tolist()) for step, each in self._told],
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            It is of a model with other weights.
+        """
+        start = state["start"]
+        if {name: tuple(one.shape) for name, one in start.items()} != {
+            name: tuple(one.shape) for name, one in self.named.items()
+        }:
+            raise ValueError("the state is of a model with other weights than the one that is watched")
+        self._start = [start[name].detach().to(one).clone() for name, one in self.named.items()]
+        self.steps, self._next = int(state["steps"]), int(state["next"])
+        self._told = [(int(step), torch.tensor(each, dtype=torch.float64)) for step, each in state["records"]]
 
     def table(self) -> pandas.DataFrame:
         """One row a record: ``step``, ``total``, and the distance of each parameter."""
@@ -154,6 +181,11 @@ def distance_law(steps: Any, distance: Any) -> pandas.DataFrame:
     table["chosen"] = table["aicc"] == table["aicc"].min()
     table.index.name = "law"
     return table
+
+
+def _fine(one: Tensor) -> Tensor:
+    """Weights in a precision in which small distances show."""
+    return one.detach().float() if one.dtype in (torch.bfloat16, torch.float16) else one.detach()
 
 
 def _judged(residuals: Any, values: Any) -> dict[str, Any]:

@@ -8,12 +8,14 @@ in all ghosts, one after the other, as so many small batches would have been:
     r <- (1 - m)^k r + sum_i (1 - m)^(k - i) m s_i        (k ghosts, momentum m, statistic s_i of ghost i).
 
 - All ghosts are normalised at once, by one call of the fused batch norm with ghosts as further channels.
-- A last ghost that is smaller than half the size joins its neighbour; else it is one of its own.
+- A last ghost that is smaller than half the size joins its neighbour; else it is one of its own. So a
+  batch of less than one and a half ghosts is one, and meets ``nn.BatchNorm``.
 - In evaluation it is ``nn.BatchNorm``, with the same state, so models convert in both directions.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -72,15 +74,12 @@ class GhostBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        batch, size = len(input), self.ghost_batch_size
-        if not self.training or batch <= size:
-            return super().forward(input)
-        whole = batch // size
-        rest = batch - whole * size
-        if (
-            rest and 2 * rest < size and whole > 1
-        ):  # too small for statistics of its own: it joins its neighbour
+        size = self.ghost_batch_size
+        whole, rest = divmod(len(input), size)
+        if whole and 0 < 2 * rest < size:  # too small for statistics of its own: it joins its neighbour
             whole, rest = whole - 1, rest + size
+        if not self.training or whole + bool(rest) == 1:
+            return super().forward(input)
         parts = [(input[: whole * size], whole)] + ([(input[whole * size :], 1)] if rest else [])
         return torch.cat([self._ghosts(part, ghosts) for part, ghosts in parts])
 
@@ -95,19 +94,16 @@ class GhostBatchNorm(_BatchNorm):
         # ghosts become channels, (n, k * C, ...): one fused call then normalises each by itself
         split = input.view(ghosts, samples, *input.shape[1:]).transpose(0, 1)
         split = split.reshape(samples, ghosts * channels, *input.shape[2:])
-        mean = variance = None
+        mean = variance = weight = bias = None
+        if self.affine:
+            weight, bias = self.weight.repeat(ghosts), self.bias.repeat(ghosts)
         if self.track_running_stats:  # with a momentum of one, what the call leaves behind are the statistics
-            mean, variance = (input.new_zeros(ghosts * channels, dtype=torch.float32) for _ in range(2))
-            if input.dtype == torch.float64:
-                mean, variance = mean.double(), variance.double()
-        out = F.batch_norm(split, mean, variance, None, None, True, 1.0, self.eps)
+            like = cast(Tensor, self.running_mean)
+            mean, variance = (like.new_zeros(ghosts * channels) for _ in range(2))
+        out = F.batch_norm(split, mean, variance, weight, bias, True, 1.0, self.eps)
         if mean is not None and variance is not None:
             self._take_in(mean.view(ghosts, channels), variance.view(ghosts, channels))
-        out = out.reshape(samples, ghosts, *input.shape[1:]).transpose(0, 1).reshape(input.shape)
-        if self.affine:
-            shape = (1, channels, *(1 for _ in input.shape[2:]))
-            out = torch.addcmul(self.bias.view(shape), out, self.weight.view(shape))
-        return out
+        return out.reshape(samples, ghosts, *input.shape[1:]).transpose(0, 1).reshape(input.shape)
 
     @torch.no_grad()
     def _take_in(self, mean: Tensor, variance: Tensor) -> None:
@@ -118,8 +114,9 @@ class GhostBatchNorm(_BatchNorm):
             before = float(seen)
             kept, shares = before / (before + ghosts), mean.new_full((ghosts,), 1.0 / (before + ghosts))
         else:
-            powers = (1.0 - self.momentum) ** torch.arange(ghosts - 1, -1, -1, device=mean.device)
-            kept, shares = (1.0 - self.momentum) ** ghosts, (self.momentum * powers).to(mean.dtype)
+            ages = torch.arange(ghosts - 1, -1, -1, device=mean.device, dtype=torch.float64)
+            shares = (self.momentum * (1.0 - self.momentum) ** ages).to(mean.dtype)
+            kept = (1.0 - self.momentum) ** ghosts
         seen.add_(ghosts)
         for running, found in ((self.running_mean, mean), (self.running_var, variance)):
             cast(Tensor, running).mul_(kept).add_((shares @ found).to(cast(Tensor, running).dtype))
@@ -151,8 +148,9 @@ _GHOSTS: dict[type[nn.Module], type[GhostBatchNorm]] = {
 def convert_ghost_bn_(model: nn.Module, ghost_batch_size: int = 128) -> nn.Module:
     """Make every batch norm of a model one over ghosts, in place; weights and running statistics stay.
 
-    The running statistics of a model that was trained with large batches are those of large batches: let a
-    few batches through in training mode before it is used.
+    Norms that are over ghosts already take the new size. The running statistics of a model that was trained
+    with large batches are those of large batches: let a few batches through in training mode before it is
+    used.
 
     Parameters
     ----------
@@ -164,17 +162,46 @@ def convert_ghost_bn_(model: nn.Module, ghost_batch_size: int = 128) -> nn.Modul
     nn.Module
         The model; a new norm where the model itself is a batch norm.
 
+    Warns
+    -----
+    RuntimeWarning
+        Nothing was converted, or batch norms of another kind stay as they are: ``SyncBatchNorm``, which is
+        over all processes by intent (with plain ones instead, every process is a ghost), and others' own.
+
+    Raises
+    ------
+    ValueError
+        A size that is not positive.
+
     Examples
     --------
     >>> model = convert_ghost_bn_(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), 16)
     >>> model[1].ghost_batch_size
     16
     """
-    kind = _GHOSTS.get(type(model))
-    if kind is not None:
-        return _converted(cast(_BatchNorm, model), kind, ghost_batch_size)
-    for name, child in list(model.named_children()):
-        setattr(model, name, convert_ghost_bn_(child, ghost_batch_size))
+    if ghost_batch_size < 1:
+        raise ValueError(f"ghost_batch_size must be at least one sample, not {ghost_batch_size}")
+    made: dict[nn.Module, nn.Module] = {}  # a norm that stands in several places stays one
+
+    def changed(one: nn.Module) -> nn.Module:
+        if isinstance(one, GhostBatchNorm):
+            one.ghost_batch_size = int(ghost_batch_size)
+        elif type(one) in _GHOSTS and one not in made:
+            made[one] = _converted(cast(_BatchNorm, one), _GHOSTS[type(one)], ghost_batch_size)
+        return made.get(one, one)
+
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # with the names of one module, all of them
+            if child is not None:
+                setattr(parent, name, changed(child))
+    model = changed(model)
+    norms = {name: one for name, one in model.named_modules() if isinstance(one, _BatchNorm)}
+    left = [
+        f"{name} ({type(one).__name__})" for name, one in norms.items() if not isinstance(one, GhostBatchNorm)
+    ]
+    if left or not norms:
+        told = f"these batch norms stay as they are: {', '.join(left)}" if left else "there is no batch norm"
+        warnings.warn(f"{told} in {type(model).__name__}", RuntimeWarning, stacklevel=2)
     return model
 
 

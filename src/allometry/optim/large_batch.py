@@ -4,14 +4,15 @@ Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017. arXiv:1705.0
 large batch makes fewer updates, and by them covers less ground. Their remedies:
 
 - *the square-root rule* (section 4.1): the covariance of an update is about ``rate^2 / batch`` times a
-  constant, so
-  the rate goes with the square root of the batch. (The linear rule of Goyal and others, 2017,
+  constant, so the rate goes with the square root of the batch. (The linear rule of Goyal and others, 2017,
   arXiv:1706.02677, keeps the expected motion of an epoch instead.)
 - *regime adaptation* (section 5): epochs and milestones are stretched until updates are as many as before.
-  That is
-  equal updates, not equal work: it costs as many more epochs, and this file says so.
+  That is equal updates, not equal work: it costs as many more epochs, and this file says so.
 - *noise* (section 4.1): sample gradients multiplied by ``z ~ N(1, sigma^2)``; weighting the samples' losses
   is the same.
+
+Here are the numbers; :mod:`allometry.optim.batch_regime` puts them into optimizers, schedulers and the
+arguments of transformers' ``Trainer``.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class BatchAdaptation:
 def adapt_to_batch(
     *, batch: int, to: int, learning_rate: float, epochs: float, samples: int, rule: str,
     milestones: Sequence[float] = (), warmup: float = 0.0, updates: str = "epochs", clip: float | None = 5.0,
+    drop_last: bool = False,
 ) -> BatchAdaptation:  # fmt: skip
     """A recipe for another batch size.
 
@@ -89,6 +91,8 @@ def adapt_to_batch(
         Keep the epochs, or stretch epochs, milestones and warm-up so that there are as many updates as
         before.
     clip : float, optional
+    drop_last : bool
+        Whether the loader leaves out a last batch that is not full.
 
     Returns
     -------
@@ -97,7 +101,7 @@ def adapt_to_batch(
     Raises
     ------
     ValueError
-        A number is not positive, or a rule is not known.
+        A number is not positive, a rule is not known, or no batch is full.
 
     Examples
     --------
@@ -113,22 +117,20 @@ def adapt_to_batch(
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
     if updates not in ("epochs", "regime"):
         raise ValueError(f"updates must be 'epochs' or 'regime', not {updates!r}")
+    if drop_last and max(batch, to) > samples:
+        raise ValueError(f"no batch of {max(batch, to)} is full with {samples} samples: take drop_last=False")
     ratio = to / batch
     factor = {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[rule]
-    before = _updates(epochs, samples, batch)
+    each = [samples // size if drop_last else math.ceil(samples / size) for size in (batch, to)]
     stretch = 1.0
     if updates == "regime":  # to the update: partial batches make it differ a little from the ratio
-        stretch = before * math.ceil(samples / to) ** -1 / epochs
+        stretch = round(epochs * each[0]) / each[1] / epochs
     longer = epochs * stretch
     return BatchAdaptation(
         batch=to, learning_rate=learning_rate * factor, epochs=longer,
         milestones=tuple(one * stretch for one in milestones), warmup=warmup * stretch,
-        updates=_updates(longer, samples, to), clip=clip, cost=longer / epochs,
+        updates=round(longer * each[1]), clip=clip, cost=longer / epochs,
     )  # fmt: skip
-
-
-def _updates(epochs: float, samples: int, batch: int) -> int:
-    return round(epochs * math.ceil(samples / batch))
 
 
 class GradientNoise:
@@ -143,6 +145,7 @@ class GradientNoise:
     variance : float
         ``sigma^2``.
     generator : torch.Generator, optional
+        Without it one seeded with 0, never the global state.
 
     Examples
     --------
@@ -157,7 +160,8 @@ class GradientNoise:
     def __init__(self, variance: float, generator: torch.Generator | None = None) -> None:
         if not (variance >= 0 and math.isfinite(variance)):
             raise ValueError(f"variance must not be negative, not {variance}")
-        self.variance, self.generator = float(variance), generator
+        self.variance = float(variance)
+        self.generator = generator or torch.Generator().manual_seed(0)
 
     @classmethod
     def between(cls, batch: int, small: int, generator: torch.Generator | None = None) -> GradientNoise:
@@ -170,5 +174,5 @@ class GradientNoise:
         """The weighted mean of samples' losses ``(..., B)``: ``(...)``."""
         if self.variance == 0:
             return losses.mean(-1)
-        draw = torch.randn(losses.shape, generator=self.generator).to(losses)
+        draw = torch.randn(losses.shape, generator=self.generator, device=self.generator.device).to(losses)
         return (losses * (1.0 + math.sqrt(self.variance) * draw)).mean(-1)

@@ -24,12 +24,12 @@ _SMALL = 64
 
 @functools.lru_cache(maxsize=2)
 def _images(count: int, size: int) -> Any:
-    """Training and test images."""
+    """Training and test images, and the digest of the first."""
     from allometry.data import fashion_mnist
 
     train = fashion_mnist("train", count, size=size)
     test = fashion_mnist("test", 10_000 if count > 2000 else 500, size=size)
-    return (train.images, train.labels), (test.images, test.labels)
+    return (train.images, train.labels), (test.images, test.labels), train.digest
 
 
 def _network(profile: Profile, seed: int) -> nn.Module:
@@ -156,7 +156,7 @@ def _trial(arm: str, batch: int, seed: int, profile: Profile) -> dict[str, Any]:
 
     from allometry import data, models, optim, train
 
-    known, test = _images(profile.images, profile.size)
+    known, test, digest = _images(profile.images, profile.size)
     model = _network(profile, seed)
     if "ghost" in arm:
         models.convert_ghost_bn_(model, _SMALL)
@@ -182,7 +182,8 @@ def _trial(arm: str, batch: int, seed: int, profile: Profile) -> dict[str, Any]:
         log_every=max(1, recipe.updates // 10),
         validate=lambda one: train.evaluate_classifier(one, test),
     )  # fmt: skip
-    record = {"error": math.nan, "loss": math.nan, "updates": recipe.updates, "samples": recipe.cost}
+    record = {"error": math.nan, "loss": math.nan, "updates": recipe.updates, "samples": recipe.cost,
+              "data": digest}  # fmt: skip
     if log.horizons:
         record |= {"error": float(log.horizons[-1]["error"]), "loss": float(log.horizons[-1]["loss"])}
     if log.status == "diverged":
@@ -245,7 +246,7 @@ def _moved(arm: str, batch: int, seed: int, profile: Profile) -> dict[str, Any]:
 
     from allometry import data, measure, optim, train
 
-    known, _ = _images(profile.images, profile.size)
+    known, _, digest = _images(profile.images, profile.size)
     model = _network(profile, seed)
     rate = profile.rate * (math.sqrt(batch / _SMALL) if arm == "square-root rule" else 1.0)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=profile.decay)
@@ -259,7 +260,7 @@ def _moved(arm: str, batch: int, seed: int, profile: Profile) -> dict[str, Any]:
     return {
         "distance": float(watch.table()["total"].iloc[-1]), "r2": float(laws.loc["log", "r2"]),
         "log over sqrt": float(laws.loc["log", "aicc"] - laws.loc["sqrt", "aicc"]),
-        "exponent": float(laws.loc["power", "c"]),
+        "exponent": float(laws.loc["power", "c"]), "data": digest,
     }  # fmt: skip
 
 
