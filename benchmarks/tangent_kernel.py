@@ -33,7 +33,7 @@ def _by_jacobian(model: nn.Module, x: Tensor, outputs: Callable[[Any], Tensor]) 
     return torch.stack(parts).sum(0)
 
 
-def _peak(call: Callable[[], Any]) -> float:
+def peak(call: Callable[[], Any]) -> float:
     """Megabytes that torch's allocator holds at most during a call."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -54,7 +54,7 @@ def _case(name: str, model: nn.Module, x: Tensor, outputs: Callable[[Any], Tenso
     def peer() -> Tensor:
         return _by_jacobian(model, x, outputs)
 
-    first, second = _peak(ours), _peak(peer)
+    first, second = peak(ours), peak(peer)
     found = [call().double() for call in (ours, peer)]
     model.double()
     exact = empirical_kernel(model, x.double() if x.is_floating_point() else x, outputs=outputs)
