@@ -74,11 +74,14 @@ interventions = Study(
     ],
     measures=("loss", "gradient rms", "max attention logit"),
     profiles={
-        "tiny": {"seeds": 1, "steps": 3, "windows": 8},
+        "tiny": {"seeds": 1, "steps": 2, "windows": 8, "depth": 1},
         "quick": {"seeds": 2, "steps": 40},
         "full": {"seeds": 3, "steps": 150},
     },
-    settings={"batch": 16, "context": 64, "decay": 1e-4, "clip": 1.0, "warmup": 0.05, "windows": 256},
+    settings={
+        "batch": 16, "context": 64, "depth": 2, "decay": 1e-4, "clip": 1.0, "warmup": 0.05,
+        "windows": 256,
+    },
     together=("seed", "rate"),
     over="rate",
     weight=lambda arm, width, rate: float(width) ** 1.5,

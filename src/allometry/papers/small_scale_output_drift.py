@@ -77,12 +77,15 @@ drift = Study(
     ],
     measures=("log z", "loss", "max attention logit"),
     profiles={
-        "tiny": {"seeds": 1, "steps": 3, "windows": 8},
+        "tiny": {"seeds": 1, "steps": 2, "windows": 8, "depth": 1},
         "quick": {"seeds": 2, "steps": 150},
         "full": {"seeds": 3, "steps": 500},
     },
     # queries and keys are normalised in both arms and nothing decays, so that only output logits may drift
-    settings={"batch": 16, "context": 64, "decay": 0.0, "clip": 1.0, "warmup": 0.05, "windows": 256},
+    settings={
+        "batch": 16, "context": 64, "depth": 2, "decay": 0.0, "clip": 1.0, "warmup": 0.05,
+        "windows": 256,
+    },
     together=("seed", "rate"),
     over="rate",
     lower_is_better=None,

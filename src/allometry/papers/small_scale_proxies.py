@@ -31,8 +31,9 @@ def _config(arm: Any, width: int, profile: Profile) -> Any:
     from allometry.models import GPTConfig
 
     return GPTConfig(
-        width=width, depth=2, head_size=min(32, width), context=profile.context, activation="gelu",
-        qk_norm="learned" if arm["qk_norm"] else None, qk_gain=1.0, zero_init_outputs=False,
+        width=width, depth=profile.depth, head_size=min(32, width), context=profile.context,
+        activation="gelu", qk_norm="learned" if arm["qk_norm"] else None, qk_gain=1.0,
+        zero_init_outputs=False,
     )  # fmt: skip
 
 
@@ -146,12 +147,15 @@ proxies = Study(
     ],
     measures=("loss", "max attention logit", "log z"),
     profiles={
-        "tiny": {"seeds": 1, "steps": 3, "windows": 8},
+        "tiny": {"seeds": 1, "steps": 2, "windows": 8, "depth": 1},
         "quick": {"seeds": 2, "steps": 80},
         "full": {"seeds": 3, "steps": 250},
         "large": {"seeds": 3, "steps": 2000},
     },
-    settings={"batch": 16, "context": 64, "decay": 1e-4, "clip": 1.0, "warmup": 0.05, "windows": 256},
+    settings={
+        "batch": 16, "context": 64, "depth": 2, "decay": 1e-4, "clip": 1.0, "warmup": 0.05,
+        "windows": 256,
+    },
     together=("seed", "rate"),
     over="rate",
     weight=lambda arm, width, rate: float(width) ** 1.5,
