@@ -257,6 +257,28 @@ def test_poles_of_ones_own():
     assert layer.system.weight.tolist() == [2.0, 1.0]
 
 
+def test_s5_is_that_of_the_package_given_its_parameters():
+    """``s5-pytorch``, which keeps both of each pair of poles: outputs to 1e-5, in both modes."""
+    peer = pytest.importorskip("s5")
+    torch.manual_seed(0)
+    theirs = peer.S5(5, 12, block_count=2).seq
+    poles = theirs.Lambda.detach()
+    ours = S5(5, init=hippo.Diagonal(poles, torch.ones_like(poles), torch.ones(12)))
+    with torch.no_grad():
+        ours.system.log_step.copy_(theirs.log_step.flatten())
+        ours.inputs.copy_(torch.view_as_real(torch.view_as_complex(theirs.B.contiguous())))
+        ours.readout.copy_(torch.view_as_real(theirs.C))
+        ours.skip.copy_(theirs.D)
+        x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+        found, exact = ours(x[None])[0], theirs(x)
+        assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
+        state, before = ours.initial_state(1), torch.zeros(12, dtype=torch.complex64)
+        for k in range(3):
+            y, state = ours.step(x[k : k + 1], state)
+            stepped, before = theirs.forward_rnn(x[k], before)
+            assert (y[0] - stepped).abs().max() < 1e-5 * exact.abs().max()
+
+
 def test_a_block_steps_as_it_convolves():
     for system in (S4D(3, 8), S5(3, 8)):
         block = SSMBlock(system)
