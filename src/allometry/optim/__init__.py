@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from allometry.optim.adamp import SGDP, AdamP
     from allometry.optim.adamw import AdamWIndependent
     from allometry.optim.add_z_loss import add_z_loss_
+    from allometry.optim.batch_regime import adapt_arguments_to_batch, adapt_loop_to_batch_
     from allometry.optim.batch_scaling import CurvatureSchedule, max_learning_rate, rescale
     from allometry.optim.decays import rewarmed, schedule_rates, wsd_decay
     from allometry.optim.ema import AveragedWeights
@@ -34,6 +35,7 @@ open_room(
         "adamp": ["AdamP", "SGDP"],
         "adamw": ["AdamWIndependent"],
         "add_z_loss": ["add_z_loss_"],
+        "batch_regime": ["adapt_arguments_to_batch", "adapt_loop_to_batch_"],
         "batch_scaling": ["CurvatureSchedule", "max_learning_rate", "rescale"],
         "decays": ["rewarmed", "schedule_rates", "wsd_decay"],
         "ema": ["AveragedWeights"],
@@ -48,9 +50,10 @@ open_room(
 )  # fmt: skip
 
 __all__ = [
-    "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "BatchAdaptation",
-    "CrossEntropyWithZ", "CurvatureSchedule", "GradientNoise", "GradientRMSNorm", "Role", "Schedule",
-    "WidthRule", "adapt_to_batch", "add_z_loss_", "as_scheduler", "batch_rule", "constant", "cosine",
-    "cross_entropy_with_z", "cyclic", "decay_rule", "learning_rate_rule", "linear", "max_learning_rate",
-    "param_groups", "rescale", "rewarmed", "schedule_rates", "two_step", "wsd", "wsd_decay", "z_loss",
+    "SGDP", "WSD", "AdamP", "AdamWIndependent", "AveragedWeights", "BatchAdaptation", "CrossEntropyWithZ",
+    "CurvatureSchedule", "GradientNoise", "GradientRMSNorm", "Role", "Schedule", "WidthRule",
+    "adapt_arguments_to_batch", "adapt_loop_to_batch_", "adapt_to_batch", "add_z_loss_", "as_scheduler",
+    "batch_rule", "constant", "cosine", "cross_entropy_with_z", "cyclic", "decay_rule",
+    "learning_rate_rule", "linear", "max_learning_rate", "param_groups", "rescale", "rewarmed",
+    "schedule_rates", "two_step", "wsd", "wsd_decay", "z_loss",
 ]  # fmt: skip

@@ -282,6 +282,8 @@ paper = Paper(
     studies=(gap, distance),
     parts=(
         "allometry.models.GhostBatchNorm", "allometry.models.convert_ghost_bn_",
-        "allometry.optim.adapt_to_batch", "allometry.optim.GradientNoise", "allometry.measure.WeightDistance",
+        "allometry.optim.adapt_to_batch", "allometry.optim.adapt_loop_to_batch_",
+        "allometry.optim.adapt_arguments_to_batch", "allometry.optim.GradientNoise",
+        "allometry.measure.WeightDistance",
     ),
 )  # fmt: skip
