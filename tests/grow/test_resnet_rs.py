@@ -1,8 +1,10 @@
 """ResNet-RS's rules: what is scaled in which regime, and that resolution stops."""
 
+import dataclasses
+
 import pytest
 
-from allometry.grow import configuration_counts, resnet_rs_rule, scaling_regime
+from allometry.grow import configuration_counts, regularized, resnet_rs_rule, scaling_regime
 from allometry.models import EfficientNetConfig, resnet_rs_config
 
 RS50 = resnet_rs_config(50)
@@ -40,6 +42,24 @@ def test_the_regime_is_read_off_losses():
     assert scaling_regime(1e-3, 0.4) == "overfit"
     assert scaling_regime(0.41, 0.4) == "underfit"
     assert scaling_regime(0.3, 0.4, gap=0.5) == "underfit"
+
+
+@pytest.mark.parametrize("layers", [50, 101, 152, 200, 270, 350, 420])
+@pytest.mark.parametrize("resolution", [160, 256, 320])
+def test_a_network_is_regularized_as_the_release_has_it_at_its_size(layers, resolution):
+    released = resnet_rs_config(layers, resolution)
+    bare = dataclasses.replace(released, dropout=0.0, drop_path=0.0)
+    assert regularized(bare) == released
+    strong = dataclasses.replace(released, dropout=0.6, drop_path=0.3)
+    assert regularized(strong) == strong
+
+
+def test_what_regularizes_grows_with_what_is_scaled():
+    deep = resnet_rs_rule(RS50, 6, "overfit").config
+    assert 3 * sum(deep.depths) + 2 >= 200
+    assert deep.drop_path == 0.1
+    bare = dataclasses.replace(RS50, dropout=0.0)
+    assert resnet_rs_rule(bare, 6, "overfit").config.drop_path == 0.0
 
 
 def test_what_depth_cannot_reach_is_said():

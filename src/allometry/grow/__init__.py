@@ -13,18 +13,18 @@ if TYPE_CHECKING:
         configuration_counts,
         scaling_factors,
     )
-    from allometry.grow.resnet_rs import resnet_rs_rule, scaling_regime
+    from allometry.grow.resnet_rs import regularized, resnet_rs_rule, scaling_regime
 
 open_room(
     __name__,
     {
         "choice": ["Choice", "choose_scaling"],
         "compound": ["Factors", "ScaledConfig", "compound_scale", "configuration_counts", "scaling_factors"],
-        "resnet_rs": ["resnet_rs_rule", "scaling_regime"],
+        "resnet_rs": ["regularized", "resnet_rs_rule", "scaling_regime"],
     },
 )  # fmt: skip
 
 __all__ = [
     "Choice", "Factors", "ScaledConfig", "choose_scaling", "compound_scale", "configuration_counts",
-    "resnet_rs_rule", "scaling_factors", "scaling_regime",
+    "regularized", "resnet_rs_rule", "scaling_factors", "scaling_regime",
 ]  # fmt: skip

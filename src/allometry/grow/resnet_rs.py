@@ -14,6 +14,7 @@ section 6.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -27,8 +28,9 @@ from allometry.grow.compound import (
     reach,
     warn_of_a_miss,
 )
+from allometry.models.resnet_rs import ResNetRSConfig
 
-__all__ = ["resnet_rs_rule", "scaling_regime"]
+__all__ = ["regularized", "resnet_rs_rule", "scaling_regime"]
 
 Regime = Literal["overfit", "underfit"]
 
@@ -61,6 +63,24 @@ def scaling_regime(training_loss: float, validation_loss: float, *, gap: float =
     return "overfit" if validation_loss - training_loss > gap * validation_loss else "underfit"
 
 
+def regularized(config: ResNetRSConfig) -> ResNetRSConfig:
+    """What the release regularizes a network of that size with, where the configuration has less.
+
+    Branches are left out at 0.1 from 200 layers on, and dropout is 0.4 from 320 pixels on, 0.25 below. How
+    strong augmentation is, `allometry.train.resnet_rs_recipe_` reads off the resolution.
+
+    Examples
+    --------
+    >>> regularized(ResNetRSConfig((3, 24, 36, 3), resolution=320)).drop_path
+    0.1
+    """
+    layers = 3 * sum(config.depths) + 2  # three convolutions a block, a stem and a classifier
+    return dataclasses.replace(
+        config, drop_path=max(config.drop_path, 0.1 if layers >= 200 else 0.0),
+        dropout=max(config.dropout, 0.4 if config.resolution >= 320 else 0.25),
+    )  # fmt: skip
+
+
 def resnet_rs_rule(
     config: Scalable, factor: float, regime: Regime, *, max_resolution: int = 320,
     resolution_share: float = 0.2,
@@ -82,7 +102,8 @@ def resnet_rs_rule(
     Returns
     -------
     ScaledConfig
-        The nearest to the budget that was found; ``flops`` says what it reaches.
+        The nearest to the budget that was found; ``flops`` says what it reaches. A `ResNetRSConfig` that
+        grows is `regularized` for its new size, unless nothing regularized it before.
 
     Raises
     ------
@@ -122,4 +143,7 @@ def resnet_rs_rule(
     # stem and classifier do not grow, and sizes are rounded: what is asked for differs from what is reached
     found = nearest(scale, lambda one: one.flops, factor)
     warn_of_a_miss(config, found)
+    larger = found.config
+    if factor > 1 and isinstance(larger, ResNetRSConfig) and larger.dropout + larger.drop_path > 0:
+        return dataclasses.replace(found, config=regularized(larger))
     return found
