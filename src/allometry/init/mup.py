@@ -71,7 +71,8 @@ def apply_(
     Parameters
     ----------
     model : nn.Module
-        As its own code initialised it.
+        As its own code initialised it, before ``torch.compile`` or a parallel wrapper renames its parameters;
+        make the optimizer's groups from it then, too.
     base, delta : nn.Module or mapping from parameter name to shape
         As in `width_dims`.
     readout : "auto" or iterable of module names
