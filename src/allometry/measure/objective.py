@@ -79,7 +79,6 @@ class Objective:
                 "model.eval(), or pass unit='batch' to take each batch as one observation"
             )
         self.unit, self.dtype, self.loss_fn = unit, dtype, loss_fn
-        self.goes_forward = True  # until a forward derivative through a gradient turns out to be missing
         self.convolves = any(isinstance(one, _ConvNd) for one in model.modules())
         self._whole = _Whole(model, loss_fn, objective)
         wanted = [include] if isinstance(include, str) else list(include)
