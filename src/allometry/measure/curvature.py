@@ -10,8 +10,8 @@ Three matrices, each of which asks of a model no more than derivatives:
 What is notable:
 
 * All that does not depend on the vector is done once and kept (``keep=True``): a product then costs two
-  backward passes, and no forward pass. Without, the memory is that of one batch. (Forward over reverse was then
-  from a tenth slower, for perceptrons, to a tenth quicker, for convolutions.)
+  backward passes, and no forward pass. Without, the memory is that of one batch. (Forward over reverse was
+  then from a tenth slower, for perceptrons, to a tenth quicker, for convolutions.)
 * `StackedCurvature` holds many batches of one size as one program, each with a vector of its own: the
   largest eigenvalues of a hundred batches in the time of a few.
 * Second derivatives are those where there are any: of a loss or a model that is straight piece by piece (a
