@@ -85,6 +85,14 @@ def test_rules_are_their_factors():
     assert float(optim.rescale(tensor, 1, 4, "sqrt").param_groups[0]["lr"]) == pytest.approx(0.2)
 
 
+def test_a_decay_that_is_independent_of_the_rate_stays():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = optim.rescale(optim.AdamWIndependent([weight], lr=0.1, weight_decay=0.25), 64, 256, "linear")
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    assert weight.item() == pytest.approx(0.75)
+
+
 def test_what_makes_no_sense_is_refused_in_a_sentence():
     with pytest.raises(ValueError, match="rule must be one of linear"):
         optim.rescale(0.1, 1, 2, "cubic")
@@ -106,6 +114,8 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
         optim.CurvatureSchedule(adam, model, nn.functional.mse_loss, every=1)
     with pytest.raises(ValueError, match="safety must be above 0"):
         optim.CurvatureSchedule(sgd, model, nn.functional.mse_loss, every=1, safety=2.0)
+    with pytest.raises(ValueError, match="most must be a positive rate"):
+        optim.CurvatureSchedule(sgd, model, nn.functional.mse_loss, every=1, most=0.0)
     with pytest.raises(ValueError, match="first must not be negative"):
         optim.CurvatureSchedule(sgd, model, nn.functional.mse_loss, every=1, first=-1)
     with pytest.raises(ValueError, match="every must be at least 1"):
@@ -158,6 +168,10 @@ def test_two_over_the_largest_is_the_edge_and_safety_keeps_off_it():
         optimizer, model, nn.functional.mse_loss, every=1, steps=3, rule="two_over_lambda", safety=0.25
     ).step(batch)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * 2 / 10.0)
+    optim.CurvatureSchedule(
+        optimizer, model, nn.functional.mse_loss, every=1, steps=3, rule="two_over_lambda", most=0.01
+    ).step(batch)
+    assert optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_it_measures_every_so_often_and_goes_on_from_its_state():

@@ -103,7 +103,8 @@ def rescale(
     ----------
     given : float or torch.optim.Optimizer
         An optimizer's groups are changed in place: ``lr``, and ``initial_lr`` where a scheduler put one (a
-        scheduler made before keeps rates of its own: make it afterwards).
+        scheduler made before keeps rates of its own: make it afterwards, or take
+        `allometry.optim.adapt_loop_to_batch_`). A decay that is independent of the rate stays.
     batch, to : int
         The batch size that the rate is for, and the one wanted.
     rule : {"linear", "sqrt", "saturating"}
@@ -151,6 +152,8 @@ def rescale(
         for name in ("lr", "initial_lr"):
             if name in group:
                 group[name] = group[name] * factor  # a tensor stays one
+        if "independent_weight_decay" in group:  # which torch's step multiplies by the rate
+            group["weight_decay"] = group["weight_decay"] / factor
         if adam_betas:
             group["betas"] = tuple(float(beta) ** (to / batch) for beta in group["betas"])
     return given
@@ -182,6 +185,8 @@ class CurvatureSchedule:
         most 0.95 (times ``safety``, the rate), or ``2 / λ₁``.
     safety : float
         Factor on the rate, above 0 and at most 1: curvature moves between measurements, and batches differ.
+    most : float, optional
+        No rate above this is set, however flat it is.
     operator : {"hessian", "ggn"}
     objective, include
         As in `allometry.measure.CurvatureOperator`.
@@ -218,6 +223,7 @@ class CurvatureSchedule:
         self, optimizer: torch.optim.Optimizer, model: nn.Module,
         loss_fn: Callable[[Any, Any], Tensor] | None = None, *, every: int, first: int = 0, steps: int = 10,
         rule: Literal["heavy_ball", "two_over_lambda"] = "heavy_ball", safety: float = 0.5,
+        most: float | None = None,
         operator: Literal["hessian", "ggn"] = "hessian",
         objective: Callable[[nn.Module, Any], Tensor] | None = None, include: Sequence[str] = ("*",),
         generator: torch.Generator | None = None,
@@ -231,13 +237,15 @@ class CurvatureSchedule:
             raise ValueError(f"rule is 'heavy_ball' or 'two_over_lambda', not {rule!r}")
         if not 0 < safety <= 1:
             raise ValueError(f"safety must be above 0 and at most 1, not {safety}")
+        if most is not None and not most > 0:
+            raise ValueError(f"most must be a positive rate, not {most}")
         if rule == "heavy_ball" and not all("momentum" in group for group in optimizer.param_groups):
             raise ValueError(
                 f"{type(optimizer).__name__} has no momentum to set; take rule='two_over_lambda'"
             )
         self.optimizer, self.model, self.loss_fn = optimizer, model, loss_fn
         self.every, self.first, self.steps = int(every), int(first), int(steps)
-        self.rule, self.safety = rule, float(safety)
+        self.rule, self.safety, self.most = rule, float(safety), math.inf if most is None else float(most)
         self.operator, self.objective, self.include = operator, objective, include
         self.generator = generator or torch.Generator().manual_seed(0)
         self.count = 0
@@ -283,7 +291,7 @@ class CurvatureSchedule:
         else:
             up, down = math.sqrt(largest), math.sqrt(smallest)
             rate, momentum = (2.0 / (up + down)) ** 2, min(((up - down) / (up + down)) ** 2, 0.95)
-        rate *= self.safety
+        rate = min(rate * self.safety, self.most)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
