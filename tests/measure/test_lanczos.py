@@ -111,6 +111,30 @@ def test_the_semicircle_is_seen():
     assert found.count(-3, 3) == pytest.approx(1200)
 
 
+def test_without_keeping_vectors_the_density_is_the_same():
+    matrix = torch.diag(torch.linspace(-1, 3, 200, dtype=torch.float64) ** 3)
+    kept, left = (
+        measure.spectral_density(lambda x: x @ matrix, 200, 80, 6, keep=keep) for keep in (True, False)
+    )
+    for order in range(1, 5):
+        assert left.moment(order)[0] == pytest.approx(kept.moment(order)[0], rel=1e-9)
+    assert left.count(1.0) == pytest.approx(kept.count(1.0), rel=0.02)
+    assert torch.allclose(left.weights.sum(1), torch.ones(6, dtype=torch.float64))
+
+
+def test_without_keeping_vectors_an_exhausted_space_ends():
+    matrices = torch.stack([torch.eye(5), torch.diag(torch.tensor([1.0, 1, 2, 2, 3]))]).double()
+    start = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = measure.lanczos(lambda x: (matrices @ x.unsqueeze(-1)).squeeze(-1), 5, 5, start=start, keep=False)
+    assert found.basis.shape == (2, 0, 5)
+    values, weights = found.quadrature()
+    square = start.square() / start.square().sum(1, keepdim=True)
+    for row, matrix in enumerate(matrices):
+        for power in range(4):
+            wanted = (square[row] * matrix.diagonal() ** power).sum()
+            assert (weights[row] * values[row] ** power).sum() == pytest.approx(float(wanted), rel=1e-10)
+
+
 def test_random_streams_are_the_generator_s_alone():
     matrix = symmetric(torch.linspace(0, 1, 30))
     torch.manual_seed(5)

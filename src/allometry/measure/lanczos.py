@@ -5,7 +5,8 @@ Granziol, Zohren and Roberts, 2020, arXiv:2006.09092, and Ghorbani, Krishnan and
 
 * Every call may work on many matrices at once: vectors have leading axes, and ``matvec`` maps ``(..., dim)``
   to ``(..., dim)``. A hundred small matrices cost a hundredth of the calls.
-* Orthogonalised in full, so no eigenvalue shows up a second time as a ghost of its own.
+* Orthogonalised in full, so no eigenvalue shows up a second time as a ghost of its own. A density bears
+  ghosts, which share one weight, and may do without (``keep=False``): three vectors are then all that is held.
 * Where a Krylov space is exhausted it goes on from a fresh direction at right angles: eigenvalues with
   several vectors are found as often as there are vectors. Those have weight zero, and no density changes.
 """
@@ -36,7 +37,7 @@ class Lanczos:
     off_diagonal : Tensor, float64, shape (..., m - 1)
         Of the tridiagonal matrix.
     basis : Tensor, shape (..., m, dim)
-        Orthonormal rows.
+        Orthonormal rows; none (..., 0, dim) where they were not kept.
     last : Tensor, float64, shape (...)
         Length of what the next step would begin with: residuals are this times a vector's last entry.
     """
@@ -120,6 +121,7 @@ class SpectralDensity:
 def lanczos(
     matvec: MatVec, dim: int, steps: int, generator: torch.Generator | None = None, *,
     start: Tensor | None = None, dtype: torch.dtype | None = None, device: torch.device | str | None = None,
+    keep: bool = True,
 ) -> Lanczos:  # fmt: skip
     """The symmetric matrix behind a product, in a basis in which it is tridiagonal.
 
@@ -137,6 +139,9 @@ def lanczos(
     dtype, device : optional
         Of the vectors; those of ``start``, or of the operator where it tells them (``matvec.dtype``,
         ``matvec.device``), or float64 on the CPU.
+    keep : bool
+        Keep all vectors and orthogonalise against them; the memory is that of as many as there are steps.
+        Without, found eigenvalues come back as ghosts after some dozens of steps: take weights, not counts.
 
     Returns
     -------
@@ -157,6 +162,8 @@ def lanczos(
     if not 1 <= steps <= dim:
         raise ValueError(f"steps must be from 1 to the dimension {dim}, not {steps}")
     space = _Krylov(matvec, dim, generator, start, dtype, device)
+    if not keep:
+        return _three_terms(space, steps)
     space.grow(steps)
     return space.told()
 
@@ -234,13 +241,13 @@ def top_eigenvalues(
 
 def spectral_density(
     matvec: MatVec, dim: int, steps: int = 50, probes: int = 1, generator: torch.Generator | None = None, *,
-    dtype: torch.dtype | None = None, device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None, device: torch.device | str | None = None, keep: bool = True,
 ) -> SpectralDensity:  # fmt: skip
     """The density of all eigenvalues by stochastic Lanczos quadrature.
 
     Parameters
     ----------
-    matvec, dim, steps, generator, dtype, device
+    matvec, dim, steps, generator, dtype, device, keep
         As in `lanczos`; all probes are carried in one product, ``(probes, dim)``.
     probes : int
         Random starts. A large matrix needs few: its density is a mean over all directions already.
@@ -259,7 +266,7 @@ def spectral_density(
         raise ValueError(f"probes must be at least 1, not {probes}")
     kind, place = _kind(matvec, None, dtype, device)
     start = torch.randn(probes, dim, generator=generator or _seeded(), dtype=torch.float64).to(place, kind)
-    nodes, weights = lanczos(matvec, dim, steps, generator, start=start).quadrature()
+    nodes, weights = lanczos(matvec, dim, steps, generator, start=start, keep=keep).quadrature()
     return SpectralDensity(nodes, weights, dim)
 
 
@@ -342,6 +349,33 @@ class _Krylov:
         place = self.generator.device
         drawn = torch.randn(*lead, self.dim, generator=self.generator, device=place, dtype=torch.float64)
         return drawn.to(self.device, self.dtype)
+
+
+def _three_terms(space: _Krylov, steps: int) -> Lanczos:
+    """Lanczos' recurrence with the last two vectors alone."""
+    now = space.basis[..., 0, :]
+    before, length = torch.zeros_like(now), torch.zeros_like(now[..., 0])
+    diagonal: list[Tensor] = []
+    lengths: list[Tensor] = []
+    for _ in range(steps):
+        w = space.matvec(now) - length.unsqueeze(-1) * before
+        alpha = (w * now).sum(-1)
+        w = w - alpha.unsqueeze(-1) * now
+        length = torch.linalg.vector_norm(w, dim=-1)
+        if not bool(torch.isfinite(length).all()):
+            raise ValueError("a product with the matrix is not finite")
+        diagonal.append(alpha.double())
+        scale = torch.stack([one.abs() for one in diagonal] + lengths, -1).amax(-1)
+        done = length.double() <= 10 * space.dim**0.5 * torch.finfo(space.dtype).eps * scale
+        length = torch.where(done, 0.0, length)  # nothing is left, and what follows has no weight
+        lengths.append(length.double())
+        fresh = w / length.clamp_min(torch.finfo(space.dtype).tiny).unsqueeze(-1)
+        before, now = now, torch.where(done.unsqueeze(-1), 0.0, fresh)
+    off = lengths[:-1]
+    whole = torch.stack(diagonal, -1)
+    return Lanczos(
+        whole, torch.stack(off, -1) if off else whole[..., :0], space.basis[..., :0, :], lengths[-1]
+    )
 
 
 def _kind(
