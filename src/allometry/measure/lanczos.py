@@ -6,7 +6,7 @@ Granziol, Zohren and Roberts, 2020, arXiv:2006.09092, and Ghorbani, Krishnan and
 * Every call may work on many matrices at once: vectors have leading axes, and ``matvec`` maps ``(..., dim)``
   to ``(..., dim)``. A hundred small matrices cost a hundredth of the calls.
 * Orthogonalised in full, so no eigenvalue shows up a second time as a ghost of its own. A density bears
-  ghosts, which share one weight, and may do without (``keep=False``): three vectors are then all that is held.
+  ghosts, which share one weight, and may do without (``keep=False``), with three vectors held in all.
 * Where a Krylov space is exhausted it goes on from a fresh direction at right angles: eigenvalues with
   several vectors are found as often as there are vectors. Those have weight zero, and no density changes.
 """
