@@ -23,7 +23,7 @@ def made(kind, rate=0.1):
     """An optimizer with two groups, and a scheduler that is done after 24 of its steps."""
     one, other = (nn.Parameter(torch.zeros(2)) for _ in range(2))
     optimizer = torch.optim.SGD([{"params": [one]}, {"params": [other], "lr": 2 * rate}], rate, momentum=0.9)
-    return optimizer, KINDS[kind](optimizer)
+    return optimizer, (KINDS | ONLY_RATES)[kind](optimizer)
 
 
 KINDS = {
@@ -41,6 +41,12 @@ KINDS = {
         o, [sched.ConstantLR(o, 0.1, 100), sched.CosineAnnealingLR(o, 20)], [4]
     ),
     "chain": lambda o: sched.ChainedScheduler([sched.ConstantLR(o, 0.5, 6), sched.StepLR(o, 8)]),
+}  # fmt: skip
+
+
+ONLY_RATES = {
+    "cycles": lambda o: sched.CyclicLR(o, 0.01, 0.1, step_size_up=5),
+    "average": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, anneal_epochs=4),
 }  # fmt: skip
 
 
@@ -65,7 +71,7 @@ def test_schedulers_of_epochs_reach_the_same_shares_of_higher_rates_four_times_l
     assert torch.allclose(slow[::4], 2 * plain, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "cycles", "average"])
 def test_schedulers_of_updates_are_as_they_were_where_updates_are(kind):
     plain = rates(*made(kind), 24)
     optimizer, scheduler = made(kind)

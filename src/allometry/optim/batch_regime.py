@@ -29,7 +29,7 @@ from allometry.optim.large_batch import BatchAdaptation, adapt_to_batch
 __all__ = ["adapt_arguments_to_batch", "adapt_loop_to_batch_"]
 
 Arguments = TypeVar("Arguments")
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what groups hold of a rate; the last two are OneCycleLR's
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")  # what groups hold; the last are schedulers'
 _COUNTS = {  # what a scheduler counts, by kind
     lr_scheduler.StepLR: ("step_size",), lr_scheduler.CosineAnnealingLR: ("T_max",),
     lr_scheduler.CosineAnnealingWarmRestarts: ("T_0", "T_i"), lr_scheduler.ConstantLR: ("total_iters",),
@@ -217,7 +217,7 @@ def _check(one: Any, optimizer: torch.optim.Optimizer, stretch: float) -> None:
 
 def _scale(one: Any, factor: float) -> None:
     """Rates that a scheduler remembers, or stops at."""
-    for name in ("base_lrs", "_last_lr", "min_lrs"):
+    for name in ("base_lrs", "max_lrs", "min_lrs", "_last_lr"):
         if hasattr(one, name):
             setattr(one, name, [rate * factor for rate in getattr(one, name)])
     if hasattr(one, "eta_min"):
