@@ -108,6 +108,11 @@ def _complex(value: Tensor) -> Tensor:
     return torch.view_as_complex(fine(value))
 
 
+def _parameter(value: Tensor) -> nn.Parameter:
+    """Complex numbers (...) as float32 (..., 2), laid out in order, as compilers and safetensors ask."""
+    return nn.Parameter(torch.view_as_real(value.to(torch.complex64).contiguous()).clone())
+
+
 class S4D(nn.Module):
     """A diagonal state-space system for each channel, (B, L, H) -> (B, L, H).
 
@@ -162,10 +167,9 @@ class S4D(nn.Module):
             state = _start(init, d_state, generator)
             self.system = _Poles(d_model, state, dt=dt, steps=(d_model,), real_transform=real_transform,
                                  disc=disc, generator=generator)  # fmt: skip
-            inputs = torch.view_as_real(state.inputs.to(torch.complex64)).expand(d_model, -1, -1).clone()
-            self.inputs = nn.Parameter(inputs, requires_grad=train_inputs)
-            readout = _readout(state, (2 if bidirectional else 1, d_model), generator)
-            self.readout = nn.Parameter(torch.view_as_real(readout).clone())
+            self.inputs = _parameter(state.inputs.expand(d_model, -1))
+            self.inputs.requires_grad_(train_inputs)
+            self.readout = _parameter(_readout(state, (2 if bidirectional else 1, d_model), generator))
             self.skip = nn.Parameter(torch.randn(d_model, generator=generator))
             if not bandlimit:
                 self._warn_of_aliases()
@@ -216,14 +220,24 @@ class S4D(nn.Module):
         """Zeros (B, H, K), complex."""
         return _zeros(self.inputs, (batch, *self.system.real.shape))
 
-    def step(self, u: Tensor, state: Tensor, rate: float = 1.0) -> tuple[Tensor, Tensor]:
-        """One sample (B, H) and a state (B, H, K) to an output (B, H) and the next state."""
+    def recurrence(self, rate: float = 1.0) -> tuple[Tensor, ...]:
+        """What `step` multiplies by: made once, it saves many steps with the same parameters most of their time."""
         if self.bidirectional:
             raise ValueError("a bidirectional layer reads the future, so it has no step")
-        _refuse_step(u, state, (self.d_model,), tuple(self.system.real.shape))
         log, weights = self._discrete(rate)
-        state = torch.exp(log).to(state.dtype) * state + fine(u)[..., None]  # b̄ is in the weights
-        return ((weights[0] * state).sum(-1).real + fine(self.skip) * fine(u)).to(u.dtype), state
+        return torch.exp(log).to(weights.dtype), weights[0]  # b̄ is in the weights
+
+    def step(
+        self, u: Tensor, state: Tensor, recurrence: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One sample (B, H) and a state (B, H, K) to an output (B, H) and the next state.
+
+        ``recurrence`` is this layer's, where it was made before.
+        """
+        _refuse_step(u, state, (self.d_model,), tuple(self.system.real.shape))
+        decay, weights = recurrence or self.recurrence()
+        state = decay * state + fine(u)[..., None]
+        return ((weights * state).sum(-1).real + fine(self.skip) * fine(u)).to(u.dtype), state
 
 
 class S5(nn.Module):
@@ -262,8 +276,7 @@ class S5(nn.Module):
             self.system = _Poles(1, state, dt=dt, steps=(len(state.poles),), real_transform=real_transform,
                                  disc=disc, generator=generator)  # fmt: skip
             b, c = _ends(one, d_model, blocks, generator)
-            self.inputs = nn.Parameter(torch.view_as_real(b.to(torch.complex64)).clone())
-            self.readout = nn.Parameter(torch.view_as_real(c.to(torch.complex64)).clone())
+            self.inputs, self.readout = _parameter(b), _parameter(c)
             self.skip = nn.Parameter(torch.randn(d_model, generator=generator))
         self.to(torch.get_default_device())
 
@@ -292,11 +305,18 @@ class S5(nn.Module):
         """Zeros (B, P), complex."""
         return _zeros(self.inputs, (batch, len(self.inputs)))
 
-    def step(self, u: Tensor, state: Tensor, rate: float = 1.0) -> tuple[Tensor, Tensor]:
-        """One sample (B, H) and a state (B, P) to an output (B, H) and the next state."""
-        _refuse_step(u, state, (self.d_model,), (len(self.inputs),))
+    def recurrence(self, rate: float = 1.0) -> tuple[Tensor, ...]:
+        """As in `S4D`."""
         log, b, c = self._discrete(rate)
-        state = torch.exp(log).to(state.dtype) * state + fine(u).to(b.dtype) @ b.mT
+        return torch.exp(log).to(b.dtype), b, c
+
+    def step(
+        self, u: Tensor, state: Tensor, recurrence: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One sample (B, H) and a state (B, P) to an output (B, H) and the next state; as in `S4D`."""
+        _refuse_step(u, state, (self.d_model,), (len(self.inputs),))
+        decay, b, c = recurrence or self.recurrence()
+        state = decay * state + fine(u).to(b.dtype) @ b.mT
         return ((state @ c.mT).real + fine(self.skip) * fine(u)).to(u.dtype), state
 
 

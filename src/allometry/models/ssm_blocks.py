@@ -44,9 +44,15 @@ class SSMBlock(nn.Module):
         """The system's."""
         return self.system.initial_state(batch)
 
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def recurrence(self, rate: float = 1.0) -> tuple[Tensor, ...]:
+        """The system's."""
+        return self.system.recurrence(rate)
+
+    def step(
+        self, u: Tensor, state: Tensor, recurrence: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One sample (B, H) and the system's state to an output and the next state, without dropout."""
-        y, state = self.system.step(self.norm(u), state)
+        y, state = self.system.step(self.norm(u), state, recurrence)
         return u + F.glu(self.mix(F.gelu(y)), -1), state
 
 
