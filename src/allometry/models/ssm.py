@@ -221,7 +221,7 @@ class S4D(nn.Module):
         return _zeros(self.inputs, (batch, *self.system.real.shape))
 
     def recurrence(self, rate: float = 1.0) -> tuple[Tensor, ...]:
-        """What `step` multiplies by: made once, it saves many steps with the same parameters most of their time."""
+        """What `step` multiplies by: made once, it saves steps with the same parameters most work."""
         if self.bidirectional:
             raise ValueError("a bidirectional layer reads the future, so it has no step")
         log, weights = self._discrete(rate)
