@@ -225,6 +225,14 @@ def test_what_a_diverged_run_told_is_neither_drawn_nor_averaged():
     assert list(map(math.isnan, means.get_ydata())) == [False, False, False, True]
 
 
+def test_many_names_are_named_and_not_numbered():
+    names = [f"{layers}@{side}" for layers in (50, 101, 152, 200) for side in (160, 224, 320)]
+    axes = make([axis("member", *names, log=False)], arms={"plain": 0.0}).plot().axes[0]
+    shown = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
+    assert set(shown) <= set(names)
+    assert len(shown) >= 3
+
+
 def test_zero_and_then_powers_stand_step_by_step():
     axes = make([axis("decay", 0.0, 1e-4, 1e-3, 1e-2, log=False)], arms={"plain": 0.0}).plot().axes[0]
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]

@@ -265,6 +265,8 @@ def _ends(axes: Axes, first: Any, spots: Mapping[Any, float], numbers: bool) -> 
         axes.xaxis.set_minor_locator(NullLocator())
     elif numbers and first.log:
         readable_ticks(axes.xaxis, count=low >= 1)
+    elif not numbers:  # names, and not their places; those that do not fit are left out afterwards
+        axes.set_xticks(list(spots.values()), [str(value) for value in spots])
 
 
 def _arm(
