@@ -233,6 +233,22 @@ def test_many_names_are_named_and_not_numbered():
     assert len(shown) >= 3
 
 
+def test_names_of_one_panel_do_not_run_into_the_next():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    names = [f"A long name, {place}" for place in range(20)]
+    axes = [axis("network", *names, log=False), axis("pass", "train", "infer", log=False)]
+    figure = make(axes, arms={"plain": 0.0}, seeds=1).plot()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [
+        label.get_window_extent(renderer)
+        for one in figure.axes if one.get_visible()
+        for label in one.get_xticklabels() if label.get_text() and label.get_visible()
+    ]  # fmt: skip
+    assert len(boxes) >= 3
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
 def test_zero_and_then_powers_stand_step_by_step():
     axes = make([axis("decay", 0.0, 1e-4, 1e-3, 1e-2, log=False)], arms={"plain": 0.0}).plot().axes[0]
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]

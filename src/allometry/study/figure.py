@@ -158,6 +158,17 @@ def _fit(figure: Figure, panels: Sequence[Axes]) -> None:
                 break
             places = [label.get_position()[0] for label in shown]
             axes.set_xticks(places[::2], [label.get_text() for label in shown][::2])
+    for left, right in itertools.pairwise(panels):  # nor one panel's last over the next one's first
+        last, first = (
+            [one for one in axes.get_xticklabels() if one.get_text() and one.get_visible()]
+            for axes in (left, right)
+        )
+        if last and first[1:] and last[-1].get_window_extent(renderer).overlaps(
+            first[0].get_window_extent(renderer).padded(2)
+        ):  # fmt: skip
+            right.set_xticks(
+                [label.get_position()[0] for label in first[1:]], [label.get_text() for label in first[1:]]
+            )
 
 
 def _short(name: str) -> str:
