@@ -249,6 +249,23 @@ def test_names_of_one_panel_do_not_run_into_the_next():
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
+def test_arms_at_one_place_stand_side_by_side_whatever_its_number():
+    figure = make([axis("images", 1000)], arms={"plain": 0.5, "other": 0.5}).plot()
+    axes = figure.axes[0]
+    means = [line.get_xdata() for line in axes.lines if line.get_markersize() == 6]
+    width = axes.get_xlim()[1] - axes.get_xlim()[0]
+    assert abs(means[0][0] - means[1][0]) > 0.1 * width
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1000"]
+
+
+def test_a_run_that_exploded_does_not_flatten_the_others():
+    result = make(WIDTHS, arms={"plain": 0.5, "other": 0.6})
+    result.table.loc[result.table.index[-1], "loss"] = 1e20
+    low, high = result.plot().axes[0].get_ylim()
+    others = result.table["loss"].iloc[:-1]
+    assert low < others.min() < others.max() < high < 2 * others.max()
+
+
 def test_zero_and_then_powers_stand_step_by_step():
     axes = make([axis("decay", 0.0, 1e-4, 1e-3, 1e-2, log=False)], arms={"plain": 0.0}).plot().axes[0]
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]

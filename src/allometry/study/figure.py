@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PANELS = 4  # the most small multiples that can still be read on a telephone
 _MARKERS = "osD^vP<>"
+_EXPLODED = 1e6  # times the median
 _LETTERS = 24  # of an arm's name beside its line
 
 
@@ -190,6 +191,9 @@ def _limits(result: Result) -> tuple[float, float, bool]:
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0, False
+    # A run that exploded and ended finite would press all others onto one line; it leaves the panel instead.
+    middle = float(np.median(np.abs(values)))
+    values = values[np.abs(values) <= _EXPLODED * middle] if middle > 0 else values
     low, high = float(values.min()), float(values.max())
     logarithmic = (
         result.study.shown.log and result.study.lower_is_better is not False and low > 0 and high > 2.0 * low
@@ -208,10 +212,10 @@ def _panel(
     values = list(first.values(result.profile))
     numbers = all(finite(value) for value in values)
     values = sorted(values) if numbers else values
-    placed = numbers and not _steps_from_zero(values)
+    placed = numbers and len(values) > 1 and not _steps_from_zero(values)
     spots = dict(zip(values, map(float, values) if placed else range(len(values)), strict=True))
     low, high, logarithmic = limits
-    if numbers and first.log:
+    if placed and first.log:
         axes.set_xscale("log")
     if logarithmic:
         axes.set_yscale("log")
@@ -232,7 +236,7 @@ def _panel(
         axes.text(0.5, 0.5, "no run has a finite value", transform=axes.transAxes, ha="center")
         axes.set_yticks([])
     if named:
-        label_margin(axes, max(spots.values()), labels)
+        label_margin(axes, max(spots.values()) + (0.0 if lines else 0.08 * (len(colors) - 1)), labels)
 
 
 def _steps_from_zero(values: Sequence[Any]) -> bool:
@@ -263,10 +267,7 @@ def _ends(axes: Axes, first: Any, spots: Mapping[Any, float], numbers: bool) -> 
     low, high = min(spots.values()), max(spots.values())
     if not numbers or low == high or not first.log:
         room = 0.07 * (high - low) if numbers and low < high else 0.6
-        if numbers and low == high and first.log:
-            axes.set_xlim(low / 2, high * 2)
-        else:
-            axes.set_xlim(low - room, high + room)
+        axes.set_xlim(low - room, high + room)
     else:
         room = 0.06 * math.log(high / low)
         axes.set_xlim(low * math.exp(-room), high * math.exp(room))
