@@ -155,7 +155,7 @@ def test_a_mixture_of_experts_counts_its_experts(kind, device):
     [
         (torch.addbmm, [(4, 6), (3, 4, 5), (3, 5, 6)], 3 * 4 * 5 * 6),
         (F.bilinear, [(7, 4), (7, 5), (6, 4, 5)], 7 * 6 * 4 * 5),
-        (lambda a, w, x: torch.einsum("bi,oij,bj->bo", a, w, x), [(7, 4), (6, 4, 5), (7, 5)], 7 * 6 * 4 * 5),
+        (lambda a, w: torch.einsum("bij,oij->bo", a, w), [(7, 4, 5), (6, 4, 5)], 7 * 6 * 4 * 5),
         (flex_attention, [(2, 2, 128, 8)] * 3, 4 * 128 * 128 * 16),
     ],
 )
